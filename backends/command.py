@@ -1,0 +1,135 @@
+"""Which engine a command starts, found in the argv list itself, through wrappers, never by parsing shell text."""
+
+from __future__ import annotations
+
+import os.path
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from backends.errors import ConfigError, Fault
+
+SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
+
+# program -> sub-command that makes it the server (None: the program itself), by engine
+PROGRAMS = {
+    ("vllm", "serve"): "vllm",
+    ("sglang", "serve"): "sglang",
+    ("trtllm-serve", None): "tensorrt-llm",
+    ("torchrun", None): "torchrun",
+}
+MODULES = {
+    "vllm.entrypoints.openai.api_server": "vllm",
+    "vllm.entrypoints.cli.main": "vllm",
+    "dynamo.vllm": "vllm",
+    "sglang.launch_server": "sglang",
+    "dynamo.sglang": "sglang",
+    "tensorrt_llm.commands.serve": "tensorrt-llm",
+    "dynamo.trtllm": "tensorrt-llm",
+    "torch.distributed.run": "torchrun",
+    "torch.distributed.launch": "torchrun",
+}
+SCRIPTS = {
+    "vllm/entrypoints/openai/api_server.py": "vllm",
+    "sglang/launch_server.py": "sglang",
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """An argv and what it starts. argv[start:args] names the engine's program; argv[args:] are its arguments."""
+
+    argv: tuple[str, ...]
+    engine: str
+    start: int
+    args: int
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return self.argv[self.args :]
+
+    def with_arguments(self, arguments: Sequence[str]) -> tuple[str, ...]:
+        return (*self.argv[: self.args], *arguments)
+
+
+def detect(argv: Sequence[str]) -> Command:
+    """Find the engine. A command that starts none is `generic`.
+
+    Raises ConfigError for an engine inside `sh -c`: nothing could be added to it without editing shell text.
+    """
+    argv = tuple(argv)
+    if not argv:
+        raise ConfigError(Fault("there is no command", "lwsrun start -- COMMAND [ARGUMENT ...]"))
+    _refuse_shell(argv)
+    for at, token in enumerate(argv):
+        found = _entry(argv, at, token)
+        if found is not None:
+            engine, args = found
+            return Command(argv, engine, at, args)
+    return Command(argv, "generic", 0, 1)
+
+
+def _entry(argv: tuple[str, ...], at: int, token: str) -> tuple[str, int] | None:
+    following = argv[at + 1] if at + 1 < len(argv) else None
+    if token == "-m" and following in MODULES and at > 0:
+        args = at + 2
+        if following == "vllm.entrypoints.cli.main":
+            if args >= len(argv) or argv[args] != "serve":
+                return None
+            args += 1
+        return MODULES[following], args
+    name = os.path.basename(token)
+    if (name, following) in PROGRAMS:
+        return PROGRAMS[name, following], at + 2
+    if (name, None) in PROGRAMS:
+        engine = PROGRAMS[name, None]
+        return engine, at + (2 if engine == "tensorrt-llm" and following == "serve" else 1)
+    for suffix, engine in SCRIPTS.items():
+        if token.endswith(suffix):
+            return engine, at + 1
+    return None
+
+
+def _refuse_shell(argv: tuple[str, ...]) -> None:
+    for at, token in enumerate(argv):
+        if os.path.basename(token) not in SHELLS:
+            continue
+        for flag_at in range(at + 1, len(argv) - 1):
+            flag = argv[flag_at]
+            if not flag.startswith("-") or flag == "--":
+                break
+            if flag.startswith("--") or "c" not in flag:
+                continue
+            script = argv[flag_at + 1]
+            plain = _plain_form(script)
+            if plain is None:
+                return
+            raise ConfigError(
+                Fault(
+                    f"the engine is inside a shell: {shlex.join(argv[at : flag_at + 2])}",
+                    "the plain form, as an argument list: flags cannot be added to shell text safely, and a shell as"
+                    " parent swallows SIGTERM and exit codes",
+                    f"write: lwsrun start -- {plain}",
+                )
+            )
+
+
+def _plain_form(script: str) -> str | None:
+    """The engine's command out of a shell script, for showing; None when no engine is in it."""
+    try:
+        lexer = shlex.shlex(script, posix=True, punctuation_chars=True)
+        lexer.whitespace_split = True
+        tokens = list(lexer)
+    except ValueError:
+        tokens = script.split()
+    words: list[str] = []
+    for token in [*tokens, ";"]:
+        if token and set(token) <= set(";&|()<>\n"):
+            while words and (words[0] == "exec" or ("=" in words[0] and words[0].split("=")[0].isidentifier())):
+                words.pop(0)
+            if words and any(_entry(tuple(words), at, word) for at, word in enumerate(words)):
+                return shlex.join(words)
+            words = []
+        else:
+            words.append(token)
+    return None

@@ -1,0 +1,176 @@
+"""The vocabulary of plans: what one pod writes, starts, waits for and runs. Frozen data that prints and compares."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from backends.group import Group
+
+
+@dataclass(frozen=True)
+class Node:
+    """What a pod knows of itself, or what is assumed of it before it is known.
+
+    gpus counts devices; shm_bytes is the size of /dev/shm; ray is the version of the image's Ray or None.
+    """
+
+    ip: str
+    hostname: str
+    gpus: int
+    gpus_from: str = "assumed"
+    interface: str | None = None
+    shm_bytes: int | None = None
+    python: str = "python3"
+    engine_version: str | None = None
+    ray: str | None = None
+
+
+class Kind(enum.Enum):
+    """Whether the main process is expected to end by itself."""
+
+    SERVER = "server"
+    JOB = "job"
+
+
+class Stage(enum.Enum):
+    """The earliest moment of a group's life at which a service may start."""
+
+    ADMITTED = "admitted"  # as soon as this pod has its place; does not wait for the others
+    FORMED = "formed"  # when every member has joined
+
+
+@dataclass(frozen=True)
+class EnvVar:
+    """One variable for the children, with the reason that is logged; a secret's value is never shown."""
+
+    name: str
+    value: str
+    reason: str
+    secret: bool = False
+
+
+@dataclass(frozen=True)
+class File:
+    """A file to write before anything is started; mode is the permission bits."""
+
+    path: str
+    content: str
+    mode: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class PortOpen:
+    """Passed when host:port accepts a TCP connection."""
+
+    host: str
+    port: int
+    what: str
+
+    def describe(self) -> str:
+        return f"{self.what} at {join_host_port(self.host, self.port)} accepts connections"
+
+
+@dataclass(frozen=True)
+class RayNodes:
+    """Passed when Ray's GCS shows every node alive with its GPUs; asked by a child of the image's Python.
+
+    gpus maps a node's IP to the GPUs that it must offer.
+    """
+
+    address: str
+    gpus: tuple[tuple[str, int], ...]
+    python: str
+
+    def describe(self) -> str:
+        total = sum(count for _, count in self.gpus)
+        return f"Ray's GCS at {self.address} shows {len(self.gpus)} nodes alive with {total} GPUs"
+
+
+Gate = PortOpen | RayNodes
+
+
+@dataclass(frozen=True)
+class Service:
+    """A helper process that lives as long as the engine.
+
+    watch names descendants that must stay alive: Ray's `--block` outlives the raylet that it stands for.
+    """
+
+    name: str
+    argv: tuple[str, ...]
+    stage: Stage
+    gates: tuple[Gate, ...] = ()
+    watch: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Main:
+    """The process whose end is the end of this pod's part."""
+
+    argv: tuple[str, ...]
+    kind: Kind
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that one pod does. main is None where services are the pod's whole part (a Ray worker)."""
+
+    backend: str
+    mode: str
+    reason: str
+    kind: Kind
+    env: tuple[EnvVar, ...] = ()
+    files: tuple[File, ...] = ()
+    services: tuple[Service, ...] = ()
+    gates: tuple[Gate, ...] = ()
+    main: Main | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What the user chose that is neither identity nor command."""
+
+    backend: str = "auto"
+    kind: Kind | None = None
+    env: tuple[tuple[str, str], ...] = ()
+    ray_port: int = 6379
+    peer_timeout: float = 15.0  # seconds
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that a backend decides from.
+
+    nodes holds one Node per index, this pod's own at nodes[group.index]; while the group gathers, the others are
+    assumed to be like it. environ is the pod's environment (what the user set is left alone).
+    secrets are minted per run by the leader, never by a backend.
+    """
+
+    group: Group
+    nodes: tuple[Node, ...]
+    argv: tuple[str, ...]
+    options: Options = field(default_factory=Options)
+    environ: Mapping[str, str] = field(default_factory=dict)
+    secrets: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def node(self) -> Node:
+        return self.nodes[self.group.index]
+
+    @property
+    def leader(self) -> Node:
+        return self.nodes[0]
+
+
+def join_host_port(host: str, port: int) -> str:
+    """host:port, with brackets round an IPv6 address."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
+
+def unless_set(request: Request, *variables: EnvVar) -> tuple[EnvVar, ...]:
+    """Of these variables, those that the user has not set: what the user set is left alone."""
+    return tuple(v for v in variables if v.name not in request.environ)

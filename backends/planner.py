@@ -1,0 +1,57 @@
+"""One way in: from a request to a plan, by the engine that the command starts or that --backend names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+from backends.command import detect
+from backends.errors import ConfigError, Fault
+from backends.generic import plan_generic
+from backends.placeholders import expand_all
+from backends.plan import EnvVar, Plan, Request
+from backends.ray import plan_ray
+from backends.vllm import plan_vllm
+
+PLANNERS: dict[str, Callable[[Request], Plan]] = {"vllm": plan_vllm, "ray": plan_ray, "generic": plan_generic}
+NAMES = ("auto", *PLANNERS)
+
+
+def backend_of(request: Request) -> str:
+    """The backend's name. Raises ConfigError where the user's choice and the command contradict each other."""
+    chosen = request.options.backend
+    found = detect(request.argv)
+    if chosen == "auto":
+        return found.engine
+    if chosen == "vllm" and found.engine != "vllm":
+        raise ConfigError(
+            Fault(
+                f"--backend vllm, but no vLLM server was found in: {' '.join(request.argv)}",
+                "`vllm serve …` or `python3 -m vllm.entrypoints.openai.api_server …`, also behind a wrapper",
+                "write the server's command plainly; --backend generic runs a command as it is",
+            )
+        )
+    return chosen
+
+
+def make_plan(request: Request) -> Plan:
+    """What this pod does. Pure: the same request gives the same plan, on any machine. Raises ConfigError."""
+    name = backend_of(request)
+    planner = PLANNERS.get(name)
+    if planner is None and request.group.size == 1:
+        name, planner = "generic", plan_generic
+    if planner is None:
+        raise ConfigError(
+            Fault(
+                f"this version of lwsrun cannot form a group for {name}",
+                f"one of: {', '.join(PLANNERS)}",
+                "a later version will; --backend generic runs the command unchanged on every pod",
+            )
+        )
+    plan = planner(request)
+    values = expand_all(tuple(value for _, value in request.options.env), request)
+    added = tuple(
+        EnvVar(name, value, "--env") for (name, _), value in zip(request.options.env, values, strict=True)
+    )
+    names = {variable.name for variable in added}
+    return replace(plan, env=(*(v for v in plan.env if v.name not in names), *added))

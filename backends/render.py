@@ -1,0 +1,83 @@
+"""A plan as text for people and as plain data for tools. Secrets appear in neither."""
+
+from __future__ import annotations
+
+import shlex
+from typing import Any
+
+from backends.group import Group, member_name
+from backends.plan import EnvVar, Gate, Node, Plan, RayNodes, Stage
+
+SECRET = "<secret, minted per run>"
+
+
+def plan_data(group: Group, node: Node, plan: Plan) -> dict[str, Any]:
+    """The plan as JSON-ready data; keys are stable."""
+    return {
+        "index": group.index,
+        "size": group.size,
+        "host": node.hostname,
+        "ip": node.ip,
+        "gpus": node.gpus,
+        "backend": plan.backend,
+        "mode": plan.mode,
+        "reason": plan.reason,
+        "kind": plan.kind.value,
+        "env": [{"name": v.name, "value": _shown(v), "reason": v.reason, "secret": v.secret} for v in plan.env],
+        "files": [{"path": f.path, "mode": oct(f.mode), "content": f.content, "reason": f.reason} for f in plan.files],
+        "services": [
+            {
+                "name": s.name,
+                "argv": list(s.argv),
+                "starts": s.stage.value,
+                "after": [_gate_data(g) for g in s.gates],
+                "watch": list(s.watch),
+            }
+            for s in plan.services
+        ],
+        "gates": [_gate_data(g) for g in plan.gates],
+        "main": None if plan.main is None else {"argv": list(plan.main.argv), "kind": plan.main.kind.value},
+        "notes": list(plan.notes),
+    }
+
+
+def plan_text(group: Group, node: Node, plan: Plan) -> str:
+    """The plan as it is read aloud: writes, sets, starts, waits for, runs."""
+    lines = [
+        f"{member_name(group.index)} of {group.size} · {node.hostname} · {node.ip} · {node.gpus} GPUs",
+        f"  mode    {plan.backend}, {plan.mode}: {plan.reason}",
+    ]
+    for file in plan.files:
+        lines.append(f"  write   {file.path} ({file.mode:04o}): {file.reason}")
+    for variable in plan.env:
+        lines.append(f"  set     {variable.name}={_shown(variable)}  # {variable.reason}")
+    for service in plan.services:
+        when = "at once" if service.stage is Stage.ADMITTED else "when all have joined"
+        if service.gates:
+            when = "when " + " and ".join(gate.describe() for gate in service.gates)
+        elif service.stage is Stage.ADMITTED and not group.is_leader:
+            when = "when the leader has let it in"
+        lines.append(f"  start   {shlex.join(service.argv)}")
+        lines.append(f"            {service.name}, {when}; ends the pod when it, or its {_watch(service.watch)}, ends")
+    for gate in plan.gates:
+        lines.append(f"  wait    until {gate.describe()}")
+    if plan.main is not None:
+        lines.append(f"  run     {shlex.join(plan.main.argv)}  ({plan.main.kind.value})")
+    else:
+        lines.append("  run     nothing more: the services above are this pod's part")
+    lines.extend(f"  note    {note}" for note in plan.notes)
+    return "\n".join(lines)
+
+
+def _watch(names: tuple[str, ...]) -> str:
+    return " or ".join(names) if names else "child"
+
+
+def _shown(variable: EnvVar) -> str:
+    return SECRET if variable.secret else variable.value
+
+
+def _gate_data(gate: Gate) -> dict[str, Any]:
+    if isinstance(gate, RayNodes):
+        return {"gate": "ray-nodes", "address": gate.address, "gpus": dict(gate.gpus)}
+    return {"gate": "port-open", "host": gate.host, "port": gate.port, "what": gate.what}

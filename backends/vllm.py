@@ -1,0 +1,141 @@
+"""vLLM: which multi-node mode a command means, and what each pod does for it.
+
+Flags and rules were read from vLLM 0.32 and 0.33 (vllm/engine/arg_utils.py, vllm/config/parallel.py). The shortest
+prefixes are those that argparse accepts for its whole option list.
+"""
+
+from __future__ import annotations
+
+from backends import argv, ray
+from backends.argv import Flag
+from backends.command import detect
+from backends.errors import ConfigError, Fault
+from backends.generic import main_argv
+from backends.layout import check_layout
+from backends.plan import EnvVar, Kind, Main, Plan, Request, unless_set
+
+TP = Flag("--tensor-parallel-size", ("-tp",), shortest="--te")
+PP = Flag("--pipeline-parallel-size", ("-pp",), shortest="--pi")
+PCP = Flag("--prefill-context-parallel-size", ("-pcp",), shortest="--prefill-c")
+DP = Flag("--data-parallel-size", ("-dp",))
+EXECUTOR = Flag("--distributed-executor-backend", shortest="--distributed-e")
+NNODES = Flag("--nnodes", ("-n",), shortest="--nn")
+NODE_RANK = Flag("--node-rank", ("-r",), shortest="--nod")
+MASTER_ADDR = Flag("--master-addr", shortest="--master-a")
+HEADLESS = Flag("--headless", takes_value=False)
+DP_BACKEND = Flag("--data-parallel-backend", ("-dpb",), shortest="--data-parallel-b")
+DP_SWITCHES = (
+    Flag("--data-parallel-size-local", ("-dpl",), shortest="--data-parallel-size-"),
+    Flag("--data-parallel-rank", ("-dpn",), shortest="--data-parallel-ra"),
+    Flag("--data-parallel-start-rank", ("-dpr",), shortest="--data-parallel-st"),
+    Flag("--data-parallel-address", ("-dpa",), shortest="--data-parallel-a"),
+    Flag("--data-parallel-hybrid-lb", ("-dph",), shortest="--data-parallel-h", takes_value=False),
+    Flag("--data-parallel-external-lb", ("-dpe",), shortest="--data-parallel-e", takes_value=False),
+    Flag("--data-parallel-multi-port-external-lb", ("-dpm",), shortest="--data-parallel-m", takes_value=False),
+)
+CONFIG = Flag("--config")
+
+
+def plan_vllm(request: Request) -> Plan:
+    """One pod's plan for `vllm serve`. Raises ConfigError for layouts that cannot form and modes not built yet."""
+    command = detect(main_argv(request))
+    arguments = command.arguments
+    kind = request.options.kind or Kind.SERVER
+    axes = [("TP", argv.whole_number(arguments, TP, 1)), ("PP", argv.whole_number(arguments, PP, 1))]
+    context = argv.whole_number(arguments, PCP, 1)
+    if context > 1:
+        axes.append(("PCP", context))
+    if request.group.size == 1:
+        data = argv.whole_number(arguments, DP, 1)
+        if request.node.gpus:
+            _check_fits_one_node([*axes, ("DP", data)], request)
+        return Plan(
+            backend="vllm",
+            mode="single node",
+            reason="the group is this pod alone: the command runs unchanged",
+            kind=kind,
+            env=host_ip(request),
+            main=Main(command.argv, kind),
+        )
+    executor = argv.text(arguments, EXECUTOR)
+    _refuse_data_parallel(arguments)
+    _refuse_native(arguments, executor)
+    check_layout(axes, request.nodes)
+    if executor == "ray":
+        reason = "the command says --distributed-executor-backend ray"
+    elif request.node.ray:
+        reason = f"the image has Ray {request.node.ray} and the model spans {request.group.size} nodes"
+        arguments = argv.add(arguments, EXECUTOR, "ray")
+    else:
+        raise ConfigError(
+            _not_yet(
+                "native multi-node vLLM (--nnodes), which this command needs because the image has no Ray",
+                "install ray in the image, and lwsrun runs the model on it",
+            )
+        )
+    if request.node.ray is None:
+        raise ray.no_ray(request.node)
+    return Plan(
+        backend="vllm",
+        mode="Ray",
+        reason=reason,
+        kind=kind,
+        env=(*host_ip(request), *ray.cluster_env(request)),
+        services=(ray.cluster_service(request),),
+        gates=ray.cluster_gates(request),
+        main=Main(command.with_arguments(arguments), kind) if request.group.is_leader else None,
+        notes=_notes(arguments),
+    )
+
+
+def host_ip(request: Request) -> tuple[EnvVar, ...]:
+    """vLLM guesses its own address by the default route, and silently takes 0.0.0.0 when that fails."""
+    return unless_set(request, EnvVar("VLLM_HOST_IP", request.node.ip, "this pod's own address, never guessed"))
+
+
+def _check_fits_one_node(axes: list[tuple[str, int]], request: Request) -> None:
+    # Fewer than the node has is legal on one node (several engines may share it); more can never start.
+    needed = 1
+    for _, degree in axes:
+        needed *= degree
+    if needed > request.node.gpus:
+        check_layout(axes, request.nodes)
+
+
+def _refuse_data_parallel(arguments: tuple[str, ...]) -> None:
+    if argv.whole_number(arguments, DP, 1) > 1 or any(argv.find(arguments, flag) for flag in DP_SWITCHES):
+        raise ConfigError(_not_yet("vLLM data parallelism over several nodes", "use TP × PP over the group's GPUs"))
+
+
+def _refuse_native(arguments: tuple[str, ...], executor: str | None) -> None:
+    native = [f for f in (NNODES, NODE_RANK, MASTER_ADDR, HEADLESS) if argv.find(arguments, f)]
+    if native:
+        flags = ", ".join(flag.name for flag in native)
+        if executor == "ray":
+            raise ConfigError(
+                Fault(
+                    f"{flags} and --distributed-executor-backend ray contradict each other",
+                    "vLLM takes --nnodes with its multiprocessing executor only",
+                    f"leave out {flags}: lwsrun tells Ray the nodes",
+                )
+            )
+        raise ConfigError(
+            _not_yet(f"native multi-node vLLM ({flags} in the command)", "leave the flags out and use an image with Ray")
+        )
+    if executor not in (None, "ray"):
+        raise ConfigError(
+            _not_yet(
+                f"native multi-node vLLM (--distributed-executor-backend {executor})",
+                "say --distributed-executor-backend ray, or leave it out",
+            )
+        )
+
+
+def _not_yet(what: str, remedy: str) -> Fault:
+    return Fault(f"this version of lwsrun cannot run {what}", "a later version will", remedy)
+
+
+def _notes(arguments: tuple[str, ...]) -> tuple[str, ...]:
+    if argv.find(arguments, CONFIG):
+        return ("--config FILE is read by vLLM alone: sizes that it sets are not seen here, give them as flags",)
+    return ()
