@@ -35,7 +35,7 @@ LARGEST_STORE = 1024 * MIB
 def plan_ray(request: Request) -> Plan:
     """Any program that finds its cluster through RAY_ADDRESS: it runs on the leader, the workers run Ray alone."""
     kind = request.options.kind or Kind.JOB
-    if request.group.size == 1 and not request.node.ray:
+    if not request.node.ray:
         raise no_ray(request.node)
     main = Main(main_argv(request), kind) if request.group.is_leader else None
     return Plan(

@@ -120,7 +120,7 @@ def _refuse_native(arguments: tuple[str, ...], executor: str | None) -> None:
                 )
             )
         raise ConfigError(
-            _not_yet(f"native multi-node vLLM ({flags} in the command)", "leave the flags out and use an image with Ray")
+            _not_yet(f"native multi-node vLLM ({flags} in the command)", "leave them out and use an image with Ray")
         )
     if executor not in (None, "ray"):
         raise ConfigError(

@@ -1,0 +1,85 @@
+"""Everything that can happen to a pod, as one type of event for the one loop in lifecycle.py."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from launcher.channel.messages import Cause, Stop
+from launcher.kernel import Caught
+
+
+@dataclass(frozen=True)
+class SignalCaught:
+    caught: Caught
+
+
+@dataclass(frozen=True)
+class ProcessEnded:
+    """A service or the main process ended; words are the head of its error output."""
+
+    name: str
+    code: int
+    words: str
+
+
+@dataclass(frozen=True)
+class HelperLost:
+    """What a service stands for is gone although the service itself still runs."""
+
+    service: str
+    process: str
+
+
+@dataclass(frozen=True)
+class MemberFailed:
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class MemberLost:
+    """On the leader: a member's connection ended without a word, or nothing was heard for the peer timeout."""
+
+    index: int
+    what: str
+
+
+@dataclass(frozen=True)
+class MemberLeaving:
+    index: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class MemberDone:
+    index: int
+
+
+@dataclass(frozen=True)
+class LeaderSaid:
+    stop: Stop
+
+
+@dataclass(frozen=True)
+class LeaderLost:
+    what: str
+
+
+@dataclass(frozen=True)
+class StoryEnded:
+    """The story could not go on; error is a ConfigError, a CannotStart or a GateFailed."""
+
+    error: Exception
+
+
+Event = (
+    SignalCaught
+    | ProcessEnded
+    | HelperLost
+    | MemberFailed
+    | MemberLost
+    | MemberLeaving
+    | MemberDone
+    | LeaderSaid
+    | LeaderLost
+    | StoryEnded
+)

@@ -1,0 +1,186 @@
+"""What leader and members say to each other: JSON text frames, versioned at the join, validated on arrival."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import types
+import typing
+from dataclasses import dataclass
+from typing import Any
+
+VERSION = 1
+MAX_MESSAGE = 256 * 1024  # bytes
+
+
+class BadMessage(ValueError):
+    """A frame that is not a message of this protocol; str() says why."""
+
+
+@dataclass(frozen=True)
+class Cause:
+    """Why the group stops: who was first, what happened, and the head of its error output."""
+
+    index: int
+    what: str
+    exit_code: int | None = None
+    head: str = ""
+
+    def sentence(self) -> str:
+        who = "the leader" if self.index == 0 else f"worker {self.index}"
+        return f"{who}: {self.what}"
+
+
+@dataclass(frozen=True)
+class NodeFacts:
+    """A member's node as the others need to know it."""
+
+    ip: str
+    hostname: str
+    gpus: int
+    engine_version: str | None = None
+    ray: str | None = None
+
+
+@dataclass(frozen=True)
+class Join:
+    """member -> leader, first frame. digest is that of the command, or None when the template leaves it out."""
+
+    version: int
+    group: str
+    index: int
+    size: int
+    incarnation: str
+    digest: str | None
+    node: NodeFacts
+
+
+@dataclass(frozen=True)
+class Refused:
+    """leader -> member, then the connection closes. curable: trying again may succeed without anybody's help."""
+
+    code: str
+    reason: str
+    curable: bool = True
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """leader -> member: the place is yours. command is the leader's, for members whose template has none."""
+
+    run: str
+    leader: NodeFacts
+    command: list[str]
+    secrets: dict[str, str]
+    peer_timeout: float
+
+
+@dataclass(frozen=True)
+class Formed:
+    """leader -> members: all are here; nodes by index."""
+
+    nodes: list[NodeFacts]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """member -> leader: how far it has come."""
+
+    phase: str
+
+
+@dataclass(frozen=True)
+class Ping:
+    """Either way; answered at once by Pong with the same number."""
+
+    number: int
+
+
+@dataclass(frozen=True)
+class Pong:
+    number: int
+
+
+@dataclass(frozen=True)
+class Done:
+    """member -> leader: its job ended with 0."""
+
+
+@dataclass(frozen=True)
+class Failed:
+    """member -> leader."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class Leaving:
+    """member -> leader: it was asked to stop (SIGTERM) and serves on until the leader has drained."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class Stop:
+    """leader -> members: end now. cause is None when the group was asked to stop or has finished."""
+
+    cause: Cause | None
+    reason: str
+
+
+Message = Join | Refused | Welcome | Formed | Phase | Ping | Pong | Done | Failed | Leaving | Stop
+
+_TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
+
+
+def encode(message: Message) -> str:
+    return json.dumps({"type": type(message).__name__.lower(), **dataclasses.asdict(message)})
+
+
+def decode(frame: str) -> Message:
+    """Raises BadMessage for anything that is not exactly a message: unknown types, missing or mistyped fields.
+
+    Fields that this version does not know are ignored, so that a newer peer can say more.
+    """
+    try:
+        data = json.loads(frame)
+    except (ValueError, RecursionError) as error:
+        raise BadMessage(f"not JSON: {error}") from None
+    if not isinstance(data, dict):
+        raise BadMessage("not an object")
+    kind = _TYPES.get(data.get("type")) if isinstance(data.get("type"), str) else None
+    if kind is None:
+        raise BadMessage(f"unknown type {str(data.get('type'))[:40]!r}")
+    message: Message = _build(kind, data, kind.__name__.lower())
+    return message
+
+
+def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:
+    hints = typing.get_type_hints(kind)
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(kind):
+        if field.name in data:
+            values[field.name] = _check(hints[field.name], data[field.name], f"{where}.{field.name}")
+        elif field.default is dataclasses.MISSING:
+            raise BadMessage(f"{where}.{field.name} is missing")
+    return kind(**values)
+
+
+def _check(hint: Any, value: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        if value is None and type(None) in typing.get_args(hint):
+            return None
+        return _check(next(h for h in typing.get_args(hint) if h is not type(None)), value, where)
+    origin = typing.get_origin(hint)
+    if origin is list and isinstance(value, list):
+        return [_check(typing.get_args(hint)[0], item, where) for item in value]
+    if origin is dict and isinstance(value, dict):
+        return {str(key): _check(typing.get_args(hint)[1], item, where) for key, item in value.items()}
+    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
+        return _build(typing.cast(type[Any], hint), value, where)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if isinstance(hint, type) and origin is None and isinstance(value, hint):
+        if not (isinstance(value, bool) and hint is not bool):
+            return value
+    raise BadMessage(f"{where} is not {getattr(hint, '__name__', hint)}")

@@ -1,0 +1,93 @@
+"""One connection between leader and member: frames in and out, and how long the other side has been silent."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Protocol
+
+from aiohttp import WSCloseCode, WSMsgType
+
+from launcher.channel.messages import BadMessage, Message, Ping, Pong, decode, encode
+
+SEND_TIMEOUT = 5.0  # a peer that does not read must not hold us up
+
+
+class Socket(Protocol):
+    """What aiohttp's server and client WebSockets have in common."""
+
+    async def send_str(self, data: str) -> None: ...
+    async def receive(self, timeout: float | None = None) -> Any: ...
+    async def close(self, *, code: int = ..., message: bytes = ...) -> bool: ...
+
+
+class Gone(Exception):
+    """The connection has ended; str() says how."""
+
+
+class Wire:
+    """Speaks messages over a WebSocket. Both sides ping; silence for peer_timeout seconds is death."""
+
+    def __init__(self, socket: Socket, peer_timeout: float) -> None:
+        self.socket = socket
+        self.peer_timeout = peer_timeout
+        self._loop = asyncio.get_running_loop()
+        self.heard = self._loop.time()
+        self.round_trip: float | None = None
+        self._pinged: tuple[int, float] = (0, 0.0)
+
+    async def send(self, message: Message) -> None:
+        """Raises Gone when the peer cannot be told."""
+        try:
+            await asyncio.wait_for(self.socket.send_str(encode(message)), SEND_TIMEOUT)
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise Gone(f"cannot send: {error or type(error).__name__}") from error
+
+    async def try_send(self, message: Message) -> None:
+        with contextlib.suppress(Gone):
+            await self.send(message)
+
+    async def receive(self) -> Message:
+        """The next message other than ping and pong. Raises Gone or BadMessage."""
+        while True:
+            frame = await self.socket.receive()
+            if frame.type is WSMsgType.TEXT:
+                self.heard = self._loop.time()
+                message = decode(frame.data)
+                if isinstance(message, Ping):
+                    await self.send(Pong(message.number))
+                elif isinstance(message, Pong):
+                    if message.number == self._pinged[0]:
+                        self.round_trip = self.heard - self._pinged[1]
+                else:
+                    return message
+            elif frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
+                raise Gone("the connection was closed")
+            elif frame.type is WSMsgType.ERROR:
+                raise Gone(f"the connection broke: {frame.data}")
+            else:
+                raise BadMessage("a binary frame")
+
+    async def keep_alive(self) -> None:
+        """Ping for ever; raises Gone when nothing was heard for the peer timeout.
+
+        Silence counts only while we ourselves were running: after a pause of our own (a throttled CPU, SIGSTOP) the
+        peer gets the full time again, because its messages may lie unread in our own buffers.
+        """
+        every = self.peer_timeout / 5
+        number = 0
+        while True:
+            slept_at = self._loop.time()
+            await asyncio.sleep(every)
+            now = self._loop.time()
+            if now - slept_at > 2 * every:
+                self.heard = now
+            if now - self.heard >= self.peer_timeout:
+                raise Gone(f"nothing was heard from it for {now - self.heard:.0f} s")
+            number += 1
+            self._pinged = (number, now)
+            await self.send(Ping(number))
+
+    async def close(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError, TimeoutError):
+            await asyncio.wait_for(self.socket.close(code=WSCloseCode.OK), 1.0)

@@ -1,0 +1,29 @@
+"""The launcher's exit codes, the same that the documentation lists. 75 and 78 follow sysexits.h."""
+
+from __future__ import annotations
+
+import signal
+
+OK = 0
+ENDED_UNASKED = 70  # a server or a helper ended with 0 although nobody had asked it to
+PEER_FAILED = 75  # another pod of the group failed, or was lost
+CONFIG = 78  # the configuration cannot work; nothing was started
+KILLED = 137  # it had to be killed after the grace period
+
+
+def of_status(status: int) -> int:
+    """A wait status as an exit code, as a shell and dumb-init give it: 128 + n for signal n. Source: waitpid(2)."""
+    import os
+
+    code = os.waitstatus_to_exitcode(status)
+    return code if code >= 0 else 128 - code
+
+
+def describe(code: int) -> str:
+    """An exit code in words: "exited 137 (SIGKILL)"."""
+    if code > 128:
+        try:
+            return f"exited {code} ({signal.Signals(code - 128).name})"
+        except ValueError:
+            pass
+    return f"exited {code}"

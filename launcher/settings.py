@@ -1,0 +1,35 @@
+"""What argv and the environment say, read once by the CLI; nothing below reads either again."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from backends.plan import Options
+
+PORT = 9470
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Times are in seconds. environ is the pod's environment; the identity's flags stay text until validated."""
+
+    argv: tuple[str, ...]
+    environ: Mapping[str, str]
+    leader_address: str | None = None
+    size: str | None = None
+    index: str | None = None
+    group_id: str | None = None
+    options: Options = field(default_factory=Options)
+    gpus_per_node: int | None = None
+    pod_ip: str | None = None
+    listen: str | None = None
+    port: int = PORT
+    peer_timeout: float = 15.0
+    gather_timeout: float | None = None
+    drain_timeout: float = 25.0
+    drain_delay: float = 5.0
+    failure_hold: float = 10.0
+    report_every: float = 15.0
+    termination_log: str = "/dev/termination-log"
+    log_format: str = "text"
