@@ -9,7 +9,7 @@ from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.generic import plan_generic
 from backends.placeholders import expand_all
-from backends.plan import EnvVar, Plan, Request
+from backends.plan import EnvVar, Options, Plan, Request
 from backends.ray import plan_ray
 from backends.vllm import plan_vllm
 
@@ -17,16 +17,16 @@ PLANNERS: dict[str, Callable[[Request], Plan]] = {"vllm": plan_vllm, "ray": plan
 NAMES = ("auto", *PLANNERS)
 
 
-def backend_of(request: Request) -> str:
+def backend_of(argv: tuple[str, ...], options: Options) -> str:
     """The backend's name. Raises ConfigError where the user's choice and the command contradict each other."""
-    chosen = request.options.backend
-    found = detect(request.argv)
+    chosen = options.backend
+    found = detect(argv)
     if chosen == "auto":
         return found.engine
     if chosen == "vllm" and found.engine != "vllm":
         raise ConfigError(
             Fault(
-                f"--backend vllm, but no vLLM server was found in: {' '.join(request.argv)}",
+                f"--backend vllm, but no vLLM server was found in: {' '.join(argv)}",
                 "`vllm serve …` or `python3 -m vllm.entrypoints.openai.api_server …`, also behind a wrapper",
                 "write the server's command plainly; --backend generic runs a command as it is",
             )
@@ -36,7 +36,7 @@ def backend_of(request: Request) -> str:
 
 def make_plan(request: Request) -> Plan:
     """What this pod does. Pure: the same request gives the same plan, on any machine. Raises ConfigError."""
-    name = backend_of(request)
+    name = backend_of(request.argv, request.options)
     planner = PLANNERS.get(name)
     if planner is None and request.group.size == 1:
         name, planner = "generic", plan_generic
@@ -50,8 +50,6 @@ def make_plan(request: Request) -> Plan:
         )
     plan = planner(request)
     values = expand_all(tuple(value for _, value in request.options.env), request)
-    added = tuple(
-        EnvVar(name, value, "--env") for (name, _), value in zip(request.options.env, values, strict=True)
-    )
+    added = tuple(EnvVar(name, value, "--env") for (name, _), value in zip(request.options.env, values, strict=True))
     names = {variable.name for variable in added}
     return replace(plan, env=(*(v for v in plan.env if v.name not in names), *added))

@@ -7,9 +7,9 @@ signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 
 def main() -> None:
-    from launcher.cli import lwsrun
+    from launcher.cli import run
 
-    lwsrun(prog_name="lwsrun", auto_envvar_prefix="LWSRUN")
+    run()
 
 
 if __name__ == "__main__":

@@ -94,17 +94,22 @@ class Supervisor:
         environ: Mapping[str, str],
         *,
         capture: bool = False,
+        merge: bool = False,
         keep_stdin: bool = False,
     ) -> Child:
         """Start a process in a session of its own, with a clean signal mask and default dispositions.
 
-        Its output is passed through; with capture its stdout is read from Child.stdout instead. Raises CannotStart.
+        Its output is passed through; with capture its stdout is read from Child.stdout instead, with merge its
+        stderr too. Raises CannotStart.
         """
         path = locate(argv[0], environ)
         out_read, out_write = os.pipe()
         err_read, err_write = os.pipe()
         null = os.open(os.devnull, os.O_RDONLY)
-        actions = [(os.POSIX_SPAWN_DUP2, out_write, 1), (os.POSIX_SPAWN_DUP2, err_write, 2)]
+        actions = [
+            (os.POSIX_SPAWN_DUP2, out_write, 1),
+            (os.POSIX_SPAWN_DUP2, out_write if merge else err_write, 2),
+        ]
         if not keep_stdin:
             actions.append((os.POSIX_SPAWN_DUP2, null, 0))
         try:
@@ -120,7 +125,7 @@ class Supervisor:
                 os.close(fd)
         child = Child(name, pid, self._loop.create_future())
         self._children[pid] = child
-        if capture:
+        if capture or merge:
             child.stdout = self._reader(out_read)
         else:
             child.pumps.append(Pump(out_read, 1, f"{name}-stdout"))
@@ -164,13 +169,17 @@ class Supervisor:
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
 
-    async def stop(self, child: Child, grace: float) -> bool:
-        """TERM its group, wait up to grace seconds, then KILL. True when it ended without being killed."""
+    async def stop(self, child: Child, left: Callable[[], float]) -> bool:
+        """TERM its group, KILL when no time is left. True when it ended without being killed.
+
+        left gives the seconds of grace that remain; it is asked again and again, because it may be shortened.
+        """
         if child.alive:
             self.signal(child, signal.SIGTERM)
             # A stopped process cannot act on TERM.
             self.signal(child, signal.SIGCONT)
-            await self._wait(child, grace)
+            while child.alive and left() > 0:
+                await self._wait(child, min(left(), 0.2))
         if not child.alive:
             return True
         self.signal(child, signal.SIGKILL)

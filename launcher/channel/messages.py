@@ -148,9 +148,10 @@ def decode(frame: str) -> Message:
         raise BadMessage(f"not JSON: {error}") from None
     if not isinstance(data, dict):
         raise BadMessage("not an object")
-    kind = _TYPES.get(data.get("type")) if isinstance(data.get("type"), str) else None
+    name = str(data.get("type"))
+    kind = _TYPES.get(name)
     if kind is None:
-        raise BadMessage(f"unknown type {str(data.get('type'))[:40]!r}")
+        raise BadMessage(f"unknown type {name[:40]!r}")
     message: Message = _build(kind, data, kind.__name__.lower())
     return message
 
@@ -180,7 +181,7 @@ def _check(hint: Any, value: Any, where: str) -> Any:
         return _build(typing.cast(type[Any], hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
-    if isinstance(hint, type) and origin is None and isinstance(value, hint):
-        if not (isinstance(value, bool) and hint is not bool):
-            return value
+    plain = isinstance(hint, type) and origin is None and isinstance(value, hint)
+    if plain and not (isinstance(value, bool) and hint is not bool):
+        return value
     raise BadMessage(f"{where} is not {getattr(hint, '__name__', hint)}")

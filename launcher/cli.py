@@ -1,0 +1,302 @@
+"""The command line: parses argv and environment once into Settings, and hands over. Nothing here decides."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import math
+import os
+import signal
+import sys
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
+
+import click
+
+from backends.errors import ConfigError, Fault
+from backends.plan import Kind, Options
+from backends.planner import NAMES
+from launcher import exits
+from launcher.settings import PORT, Settings
+
+# No option may follow COMMAND: what stands there belongs to it.
+PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
+
+
+def fail(error: ConfigError) -> NoReturn:
+    """Tell the faults and end with the configuration code."""
+    for line in error.text().splitlines():
+        click.echo(f"lwsrun: {line}", err=True)
+    sys.exit(exits.CONFIG)
+
+
+def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    def decorate(function: Any) -> Any:
+        for decorator in reversed(decorators):
+            function = decorator(function)
+        return function
+
+    return decorate
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic in newer click only
+    """A duration: a number of seconds, or with a unit, as in 500ms, 25s, 5m."""
+
+    name = "duration"
+    units: ClassVar = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0, "": 1.0}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, int | float):
+            return float(value)
+        unit, factor = next(pair for pair in self.units.items() if value.endswith(pair[0]))
+        try:
+            number = float(value.removesuffix(unit)) * factor
+        except ValueError:
+            number = math.nan
+        if not 0 <= number < 1e9:
+            self.fail(f"{value!r} is not a duration: write 25, 25s, 500ms or 5m", param, ctx)
+        return number
+
+
+SECONDS = Seconds()
+
+backend_options = options(
+    click.option("--backend", type=click.Choice(NAMES), default="auto", show_default=True, show_envvar=True,
+                 help="How the group is formed for the command; auto finds the engine in it."),
+    click.option("--kind", type=click.Choice([k.value for k in Kind]), default=None, show_envvar=True,
+                 help="server: its end is a failure. job: 0 is success. Default: by backend."),
+    click.option("--env", "env", multiple=True, metavar="NAME=VALUE", show_envvar=True,
+                 help="Set a variable for the engine; placeholders such as {index} are filled in. Repeatable."),
+    click.option("--ray-port", type=click.IntRange(1, 65535), default=6379, show_default=True, show_envvar=True,
+                 help="The Ray head's port."),
+    click.option("--peer-timeout", type=SECONDS, default="15s", show_default=True, show_envvar=True,
+                 help="Silence after which a peer is dead. A closed connection is noticed at once."),
+)  # fmt: skip
+
+
+def timing_options(drain_delay: str) -> Callable[[Any], Any]:
+    return options(
+        click.option("--gather-timeout", type=SECONDS, default=None, show_envvar=True,
+                     help="Give up when the group is not complete by then. Default: wait for ever, because in LWS an"
+                     " exit recreates the whole group."),
+        click.option("--drain-timeout", type=SECONDS, default="25s", show_default=True, show_envvar=True,
+                     help="All that stopping may take; keep it below terminationGracePeriodSeconds."),
+        click.option("--drain-delay", type=SECONDS, default=drain_delay, show_default=True, show_envvar=True,
+                     help="On SIGTERM: unready for this long before a serving leader's engine is asked to stop."),
+        click.option("--failure-hold", type=SECONDS, default="10s", show_default=True, show_envvar=True,
+                     help="As PID 1, wait this long before a configuration error ends the pod (LWS has no backoff)."),
+        click.option("--report-every", type=SECONDS, default="15s", show_default=True, show_envvar=True,
+                     help="How often a waiting pod says whom it waits for."),
+    )  # fmt: skip
+
+
+def make_options(backend: str, kind: str | None, env: tuple[str, ...], ray_port: int, peer_timeout: float) -> Options:
+    """Raises ConfigError for an --env that is no NAME=VALUE."""
+    pairs = []
+    for text in env:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(Fault(f"--env {text!r}", "NAME=VALUE"))
+        pairs.append((name, value))
+    if peer_timeout <= 0:
+        raise ConfigError(Fault("--peer-timeout is 0", "a duration above zero, such as 15s"))
+    return Options(backend, Kind(kind) if kind else None, tuple(pairs), ray_port, peer_timeout)
+
+
+def run() -> NoReturn:
+    """The whole program. A usage error is a configuration error: in a pod it must not spin either."""
+    try:
+        lwsrun.main(prog_name="lwsrun", standalone_mode=False)
+    except click.Abort:
+        sys.exit(130)
+    except click.exceptions.NoArgsIsHelpError as shown:
+        shown.show()
+        sys.exit(exits.CONFIG)
+    except click.ClickException as error:
+        error.show()
+        if os.getpid() == 1:
+            hold = os.environ.get("LWSRUN_FAILURE_HOLD", "10")
+            signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), float(hold) if hold.isdigit() else 10.0)
+        sys.exit(exits.CONFIG)
+    sys.exit(0)
+
+
+def use_default_signals() -> None:
+    """Signals were blocked for PID 1's sake; a command that is not a supervisor wants them as usual."""
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="lwsrun", prog_name="lwsrun")
+def lwsrun() -> None:
+    """Turn a single-node serving command into a multi-node one, as PID 1 in every pod of a LeaderWorkerSet group.
+
+    The same line in the leader and the worker template:
+
+        lwsrun start -- vllm serve MODEL --tensor-parallel-size 16
+
+    Every option has an environment twin, LWSRUN_<OPTION>.
+    """
+
+
+@lwsrun.command(context_settings=PASS_THROUGH)
+@click.option("--leader-address", show_envvar=True,
+              help="The leader's name or IP, without a port. Default: LWS_LEADER_ADDRESS.")  # fmt: skip
+@click.option("--size", show_envvar=True,
+              help="Pods in the group, the leader included. Default: LWS_GROUP_SIZE.")  # fmt: skip
+@click.option("--index", show_envvar=True,
+              help="This pod's place; 0 leads. Default: LWS_WORKER_INDEX.")  # fmt: skip
+@click.option("--group-id", show_envvar=True,
+              help="The group's identity, the same in all its pods. Default: the leader address as given.")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, show_envvar=True,
+              help="The group channel, probes and status, the same in all pods.")  # fmt: skip
+@click.option("--listen", show_envvar=True, help="Address to listen on. Default: all of the pod's.")
+@click.option("--pod-ip", show_envvar=True,
+              help="This pod's address. Default: by its host name; on workers the route to the leader.")  # fmt: skip
+@click.option("--gpus-per-node", type=click.IntRange(0), default=None, show_envvar=True,
+              help="GPUs of this node. Default: CUDA_VISIBLE_DEVICES, else NVML.")  # fmt: skip
+@backend_options
+@timing_options(drain_delay="5s")
+@click.option("--termination-log", default="/dev/termination-log", show_default=True, show_envvar=True,
+              help="Where the reason of an unsuccessful end is written for `kubectl describe pod`.")  # fmt: skip
+@click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True,
+              show_envvar=True, help="The launcher's own lines; the engine's output is never touched.")  # fmt: skip
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
+def start(
+    command: tuple[str, ...],
+    backend: str,
+    kind: str | None,
+    env: tuple[str, ...],
+    ray_port: int,
+    peer_timeout: float,
+    **values: Any,
+) -> None:
+    """Gather the group, then run COMMAND as this pod's part of it. Write `--` before COMMAND.
+
+    \b
+    Exit codes:
+      0    asked to stop and stopped in time; or a job that ended with 0 everywhere
+      70   a server or helper ended with 0 although nobody had asked it to
+      75   another pod failed or was lost
+      78   the configuration cannot work; nothing was started
+      137  it had to be killed after the grace period
+      else the engine's own code, 128+n for signal n
+    """
+    try:
+        chosen = make_options(backend, kind, env, ray_port, peer_timeout)
+        settings = Settings(
+            argv=tuple(command),
+            environ={k: v for k, v in os.environ.items() if not k.startswith("LWSRUN_")},
+            options=chosen,
+            peer_timeout=peer_timeout,
+            **values,
+        )
+    except ConfigError as error:
+        fail(error)
+    from launcher.lifecycle import live
+
+    code = asyncio.run(live(settings))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads that still wait for a pipe of a process that survived SIGKILL must not keep the pod.
+    os._exit(code)
+
+
+@lwsrun.command(context_settings=PASS_THROUGH)
+@click.option("--size", type=click.IntRange(1, 4096), required=True, help="Pods in the group.")
+@click.option("--gpus-per-node", type=click.IntRange(0), required=True, help="GPUs of each node.")
+@click.option("--image-ray", metavar="VERSION", default=None,
+              help="Plan for an image with this Ray version. Default: an image without Ray.")  # fmt: skip
+@click.option("--index", type=click.IntRange(0), default=None, help="Show only this pod.")
+@click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
+@backend_options
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def plan(
+    size: int,
+    gpus_per_node: int,
+    image_ray: str | None,
+    index: int | None,
+    output: str,
+    command: tuple[str, ...],
+    **values: Any,
+) -> None:
+    """Print what every pod would write, start, wait for and run. Has no effects, needs no cluster.
+
+    Names and addresses are examples (10.0.0.10 leads); everything else is what `start` would do.
+    """
+    use_default_signals()
+    from launcher.preview import preview
+
+    try:
+        shown = preview(tuple(command), size, gpus_per_node, image_ray, make_options(**values), index)
+    except ConfigError as error:
+        fail(error)
+    if output == "json":
+        click.echo(json.dumps([data for data, _ in shown], indent=2))
+    else:
+        click.echo("\n\n".join(text for _, text in shown))
+
+
+@lwsrun.command(context_settings=PASS_THROUGH)
+@click.option("--size", type=click.IntRange(1, 1024), required=True, show_envvar=True, help="Pods in the group.")
+@click.option("--gpus-per-node", type=click.IntRange(0), default=None, show_envvar=True,
+              help="Pretend that each pod has this many GPUs.")  # fmt: skip
+@click.option("--isolation", type=click.Choice(["auto", "namespaces", "loopback"]), default="auto",
+              show_default=True, show_envvar=True,
+              help="namespaces: each pod is real (own IP, PID 1, DNS). loopback: plain processes. auto: the best"
+              " that this machine allows.")  # fmt: skip
+@click.option("--shm-size", type=click.IntRange(1), default=1024, show_default=True, metavar="MIB",
+              show_envvar=True, help="Each pod's /dev/shm.")  # fmt: skip
+@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, show_envvar=True,
+              help="The group channel's port in every pod.")  # fmt: skip
+@click.option("--publish", multiple=True, metavar="[HOST_PORT:]PORT", show_envvar=True,
+              help="Make a port of the leader reachable on 127.0.0.1. Repeatable.")  # fmt: skip
+@click.option("--then", metavar="SCRIPT", default=None, show_envvar=True,
+              help="When the group serves, run this in its network ($LEADER_IP is set), then end it.")  # fmt: skip
+@click.option("--fault", "faults", multiple=True, metavar="WHAT:INDEX@WHEN", show_envvar=True,
+              help="Break something by schedule: kill:1@10s, kill-engine:0@serving+2s. Repeatable.")  # fmt: skip
+@click.option("--keep-logs", metavar="DIR", type=click.Path(file_okay=False), default=None, show_envvar=True,
+              help="Keep each pod's output, and a result.json, in DIR.")  # fmt: skip
+@backend_options
+@timing_options(drain_delay="0s")
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+def simulate(
+    size: int,
+    gpus_per_node: int | None,
+    isolation: str,
+    shm_size: int,
+    port: int,
+    publish: tuple[str, ...],
+    then: str | None,
+    faults: tuple[str, ...],
+    keep_logs: str | None,
+    command: tuple[str, ...],
+    **values: Any,
+) -> None:
+    """Run COMMAND as an LWS group of real launchers on this machine; exit with the group's code.
+
+    Ctrl-C deletes the group as Kubernetes would (SIGTERM to every pod); a second one kills it. There are no endpoints
+    to wait for here, so --drain-delay is 0 unless it is given.
+    """
+    use_default_signals()
+    try:
+        from launcher.simulate.cli import handed_on, simulate_group
+    except ModuleNotFoundError as error:
+        fail(ConfigError(Fault(f"simulate needs {error.name}", "", "pip install 'lwsrun[simulate]'")))
+    try:
+        make_options(*(values[name] for name in ("backend", "kind", "env", "ray_port", "peer_timeout")))
+        simulate_group(
+            size=size,
+            command=command,
+            start_options=handed_on(values),
+            gpus_per_node=gpus_per_node,
+            isolation=isolation,
+            shm_size=shm_size,
+            port=port,
+            publish=publish,
+            then=then,
+            faults=faults,
+            keep_logs=keep_logs,
+        )
+    except ConfigError as error:
+        fail(error)

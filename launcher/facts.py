@@ -1,0 +1,154 @@
+"""What this pod knows of itself: address, GPUs, /dev/shm, and which engine and Ray its image holds."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import os
+import socket
+from collections.abc import Mapping
+from pathlib import Path
+
+import psutil
+
+from backends.command import detect
+from backends.errors import ConfigError, Fault
+from backends.plan import Node
+from launcher.settings import Settings
+from launcher.supervisor import CannotStart, Supervisor, locate
+
+# Asked of the image's own interpreter; our own may be another.
+VERSIONS = """
+import importlib.metadata as m, json, sys
+def v(n):
+    try: return m.version(n)
+    except m.PackageNotFoundError: return None
+print(json.dumps({n: v(n) for n in sys.argv[1:]}))
+"""
+
+
+async def look(settings: Settings, supervisor: Supervisor, backend: str, alone: bool) -> Node:
+    """This pod's Node. Versions are asked only where the backend decides by them. Raises ConfigError."""
+    gpus, source = count_gpus(settings)
+    python = image_python(settings.argv, settings.environ)
+    versions: dict[str, str | None] = {}
+    if backend in ("vllm", "ray") and settings.argv and not (alone and backend == "vllm"):
+        versions = await _versions(supervisor, python, settings.environ)
+    return Node(
+        ip=own_ip(settings),
+        hostname=socket.gethostname(),
+        gpus=gpus,
+        gpus_from=source,
+        shm_bytes=shm_bytes(),
+        python=python,
+        engine_version=versions.get("vllm") if backend == "vllm" else None,
+        ray=versions.get("ray"),
+    )
+
+
+def own_ip(settings: Settings) -> str:
+    """This pod's address: --pod-ip, else what its own host name says (the kubelet writes it to /etc/hosts), else the
+    source address of the default route.
+
+    Raises ConfigError for a --pod-ip that is none.
+    """
+    if settings.pod_ip is not None:
+        try:
+            return str(ipaddress.ip_address(settings.pod_ip))
+        except ValueError:
+            raise ConfigError(Fault(f"--pod-ip is {settings.pod_ip!r}", "an IPv4 or IPv6 address")) from None
+    mine = {address.address for addresses in psutil.net_if_addrs().values() for address in addresses}
+    try:
+        answers = socket.getaddrinfo(socket.gethostname(), None, type=socket.SOCK_STREAM)
+    except OSError:
+        answers = []
+    for answer in answers:
+        address = str(answer[4][0])
+        if address in mine and not ipaddress.ip_address(address).is_loopback:
+            return address
+    for family, anywhere in ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1")):
+        try:
+            with socket.socket(family, socket.SOCK_DGRAM) as probe:
+                probe.connect((anywhere, 9))  # sends nothing: it only asks the routing table
+                return str(probe.getsockname()[0])
+        except OSError:
+            continue
+    return "127.0.0.1"
+
+
+def count_gpus(settings: Settings) -> tuple[int, str]:
+    """The GPUs that the engine will see, and how that is known."""
+    if settings.gpus_per_node is not None:
+        return settings.gpus_per_node, "--gpus-per-node"
+    visible = settings.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is not None:
+        names = [name for name in visible.split(",") if name.strip() and name.strip() != "-1"]
+        return len(names), "CUDA_VISIBLE_DEVICES"
+    try:
+        import pynvml
+
+        pynvml.nvmlInit()
+    except Exception:  # no library, no driver, no permission: whatever the reason, NVML shows no GPU
+        return 0, "NVML finds none"
+    try:
+        return int(pynvml.nvmlDeviceGetCount()), "NVML"
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def shm_bytes() -> int | None:
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return None
+    return status.f_frsize * status.f_blocks
+
+
+def image_python(argv: tuple[str, ...], environ: Mapping[str, str]) -> str:
+    """The interpreter that the engine runs in: the one before `-m`, or that of the script's first line."""
+    if not argv:
+        return "python3"
+    command = detect(argv)
+    for at in (*range(command.start, -1, -1), *range(command.start + 1, len(argv))):
+        token: str = argv[at]
+        if os.path.basename(token).startswith("python"):
+            try:
+                return locate(token, environ)
+            except CannotStart:
+                return token
+        if at == command.start:
+            interpreter = _shebang(token, environ)
+            if interpreter:
+                return interpreter
+        if at > command.start:
+            break
+    return "python3"
+
+
+def _shebang(program: str, environ: Mapping[str, str]) -> str | None:
+    try:
+        with Path(locate(program, environ)).open("rb") as file:
+            first = file.readline(512)
+    except (CannotStart, OSError):
+        return None
+    words = first[2:].decode(errors="replace").split() if first.startswith(b"#!") else []
+    if words and os.path.basename(words[0]) == "env":
+        words = words[1:]
+    if not words or not os.path.basename(words[0]).startswith("python"):
+        return None
+    try:
+        return locate(words[0], environ)
+    except CannotStart:
+        return None
+
+
+async def _versions(supervisor: Supervisor, python: str, environ: Mapping[str, str]) -> dict[str, str | None]:
+    try:
+        code, output = await supervisor.run("versions", (python, "-c", VERSIONS, "vllm", "ray"), environ)
+    except CannotStart:
+        return {}
+    try:
+        found = json.loads(output) if code == 0 else {}
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}

@@ -1,0 +1,91 @@
+"""Carries out a plan's gates: each returns when it is passed and, until then, keeps the reason why it is not."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import signal
+from collections.abc import Mapping
+from importlib import resources
+
+from backends.plan import Gate, PortOpen, RayNodes
+from launcher import exits
+from launcher.log import log
+from launcher.supervisor import Supervisor
+
+RETRY = 0.1  # seconds
+CONNECT = 5.0
+
+
+class GateFailed(Exception):
+    """A gate can never be passed; str() says why."""
+
+
+async def pass_gate(gate: Gate, supervisor: Supervisor, environ: Mapping[str, str], report_every: float) -> None:
+    """Wait until the gate is passed, saying every report_every seconds what is still missing. Raises GateFailed."""
+    reason = ["not tried yet"]
+    reporter = asyncio.create_task(_report(gate, reason, report_every))
+    try:
+        match gate:
+            case PortOpen():
+                await _port_open(gate, reason)
+            case RayNodes():
+                await _ray_nodes(gate, reason, supervisor, environ)
+    finally:
+        reporter.cancel()
+
+
+async def _report(gate: Gate, reason: list[str], every: float) -> None:
+    waited = 0.0
+    while True:
+        await asyncio.sleep(every)
+        waited += every
+        log.info("waiting %.0f s until %s: %s", waited, gate.describe(), reason[0])
+
+
+async def _port_open(gate: PortOpen, reason: list[str]) -> None:
+    while True:
+        try:
+            async with asyncio.timeout(CONNECT):
+                _, writer = await asyncio.open_connection(gate.host, gate.port)
+        except TimeoutError:
+            reason[0] = "timed out"
+        except OSError as error:
+            reason[0] = (error.strerror or str(error)).lower()
+        else:
+            writer.close()
+            with contextlib.suppress(OSError):
+                await writer.wait_closed()
+            return
+        await asyncio.sleep(RETRY)
+
+
+async def _ray_nodes(gate: RayNodes, reason: list[str], supervisor: Supervisor, environ: Mapping[str, str]) -> None:
+    source = resources.files("launcher").joinpath("ray_nodes.py").read_text()
+    expected = dict(gate.gpus)
+    argv = (gate.python, "-c", source, gate.address, json.dumps(expected))
+    child = supervisor.spawn("ray-nodes", argv, environ, capture=True)
+    assert child.stdout is not None
+    try:
+        while line := await child.stdout.readline():
+            with contextlib.suppress(ValueError):
+                reason[0] = _missing(json.loads(line), expected)
+        code = await asyncio.shield(child.exited)
+    finally:
+        if child.alive:
+            supervisor.signal(child, signal.SIGKILL)
+    if code != 0:
+        raise GateFailed(f"asking Ray's GCS failed: {exits.describe(code)}; {child.last_words()}")
+
+
+def _missing(seen: dict[str, object], expected: Mapping[str, int]) -> str:
+    if seen.get("error"):
+        return str(seen["error"])
+    alive = seen.get("alive")
+    if not isinstance(alive, dict):
+        return "no answer"
+    absent = [ip for ip in expected if ip not in alive]
+    poor = [f"{ip} offers {alive[ip]:g} of {expected[ip]} GPUs" for ip in expected if alive.get(ip, 1e9) < expected[ip]]
+    parts = ([f"{len(absent)} of {len(expected)} nodes missing: {', '.join(absent)}"] if absent else []) + poor
+    return "; ".join(parts) or "complete"

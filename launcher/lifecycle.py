@@ -1,0 +1,603 @@
+"""The story of a pod's life, in order: identify, look around, gather, prepare, serve, wind down, report.
+
+`story` is what should happen; `decide` is the one loop that sees everything that does happen and turns the first
+thing that ends this life into an Ending; `wind_down` carries the ending out. Nothing else ends the pod.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+import time
+from collections.abc import Callable, Coroutine, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from backends.errors import ConfigError, Fault
+from backends.group import Group, member_name, parse_group
+from backends.plan import Kind, Node, Plan, Request, Service, Stage
+from backends.planner import backend_of, make_plan
+from backends.ray import TOKEN
+from launcher import exits, facts
+from launcher import log as logs
+from launcher.gates import GateFailed, pass_gate
+from launcher.log import log
+from launcher.report import Ending, config_ending, last_line, write_termination_message
+from launcher.settings import Settings
+from launcher.supervisor import CannotStart, Child, Supervisor, locate
+
+if TYPE_CHECKING:
+    from launcher.channel.leader import LeaderSide
+    from launcher.channel.member import MemberSide
+    from launcher.watchers import Watchers
+
+from launcher.channel.events import (
+    Event,
+    HelperLost,
+    LeaderLost,
+    LeaderSaid,
+    MemberDone,
+    MemberFailed,
+    MemberLeaving,
+    MemberLost,
+    ProcessEnded,
+    SignalCaught,
+    StoryEnded,
+)
+from launcher.channel.messages import Cause, Done, Failed, Leaving, NodeFacts, Phase, Stop
+
+MAIN = "main"
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+RESERVE = 3.0  # seconds of the drain budget that are kept for services and stragglers
+HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
+HURRY = 3.0  # what a second SIGTERM leaves of the grace
+
+
+class GatherTimeout(Exception):
+    """--gather-timeout passed before all had come."""
+
+
+async def live(settings: Settings) -> int:
+    """One pod, from its first moment to its exit code."""
+    logs.set_up("starting", settings.log_format)
+    events: asyncio.Queue[Event] = asyncio.Queue()
+    supervisor = Supervisor(lambda caught: events.put_nowait(SignalCaught(caught)))
+    pod = Pod(settings, supervisor, events)
+    story = asyncio.create_task(pod.story())
+    story.add_done_callback(pod.story_ended)
+    ending = await pod.decide()
+    story.cancel()
+    await asyncio.wait([story])
+    code = await pod.wind_down(ending)
+    line = last_line(pod.group, ending, code)
+    if ending.failed:
+        write_termination_message(settings.termination_log, line, ending)
+    (log.error if ending.failed else log.info)("%s", line)
+    if code == exits.CONFIG and os.getpid() == 1:
+        await pod.hold()
+    supervisor.close()
+    return code
+
+
+class Pod:
+    """What a pod knows and holds while it lives."""
+
+    def __init__(self, settings: Settings, supervisor: Supervisor, events: asyncio.Queue[Event]) -> None:
+        self.settings = settings
+        self.supervisor = supervisor
+        self.events = events
+        self.emit: Callable[[Event], None] = events.put_nowait
+        self.born = time.monotonic()
+        self.phase = "starting"
+        self.phases: dict[str, float] = {"starting": 0.0}
+        self.group: Group | None = None
+        self.node: Node | None = None
+        self.run = ""
+        self.argv = settings.argv
+        self.secrets: dict[str, str] = {}
+        self.plan: Plan | None = None
+        self.children: dict[str, Child] = {}
+        self.finished = False
+        self.leader: LeaderSide | None = None
+        self.member: MemberSide | None = None
+        self.watchers: Watchers | None = None
+        self.tasks: set[asyncio.Task[None]] = set()
+        self.deadline = float("inf")
+        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
+
+    # ------------------------------------------------------------------ what should happen
+
+    async def story(self) -> None:
+        """From nothing to serving. Raises ConfigError, CannotStart, GateFailed or GatherTimeout when it cannot."""
+        group = self.identify()
+        await self.look_around(group)
+        if group.size == 1:
+            self.plan_for(group, (self.the_node,))
+            await self.start_services(Stage.ADMITTED)
+            await self.serve()
+            await self.open_port(group)
+        elif group.is_leader:
+            # The head of a Ray cluster needs nobody else: it starts while the group gathers.
+            self.plan_for(group, (self.the_node,) * group.size)
+            await self.open_port(group)
+            _, nodes = await both(self.start_services(Stage.ADMITTED), self.gather(group))
+            self.plan_for(group, nodes)
+            await self.serve()
+        else:
+            if self.argv:
+                # Faults that this pod can see by itself are told before anything waits.
+                self.plan_for(group, (self.the_node,) * group.size)
+            await self.open_port(group)
+            leader = await self.join(group)
+            self.plan_for(group, (leader, *(self.the_node,) * (group.size - 1)))
+            _, nodes = await both(self.start_services(Stage.ADMITTED), self.all_here(group))
+            self.plan_for(group, nodes)
+            await self.serve()
+
+    def identify(self) -> Group:
+        given = self.settings
+        self.group = group = parse_group(
+            given.environ,
+            leader_address=given.leader_address,
+            size=given.size,
+            index=given.index,
+            group_id=given.group_id,
+        )
+        logs.set_up("leader" if group.is_leader else f"worker {group.index}", given.log_format)
+        if not given.argv and (group.is_leader or group.size == 1):
+            raise ConfigError(Fault("the leader has no command", "lwsrun start -- COMMAND [ARGUMENT ...]"))
+        return group
+
+    async def look_around(self, group: Group) -> None:
+        """Learn this node's facts; refuse a command that could not be executed."""
+        backend = ""
+        if self.argv:
+            backend = backend_of(self.argv, self.settings.options)
+            try:
+                locate(self.argv[0], self.settings.environ)
+            except CannotStart as error:
+                raise cannot_start(error) from None
+        self.node = await facts.look(self.settings, self.supervisor, backend, group.size == 1)
+
+    @property
+    def the_node(self) -> Node:
+        assert self.node is not None
+        return self.node
+
+    def plan_for(self, group: Group, nodes: tuple[Node, ...]) -> None:
+        """Plan with what is known now. What has started already is the same in every plan of a run."""
+        request = Request(group, nodes, self.argv, self.settings.options, self.settings.environ, self.secrets)
+        known, self.plan = self.plan, make_plan(request)
+        if known is None:
+            log.info("%s, %s: %s", self.plan.backend, self.plan.mode, self.plan.reason)
+            for note in self.plan.notes:
+                log.warning("%s", note)
+
+    async def open_port(self, group: Group) -> None:
+        """Listen for probes, and on the leader for workers."""
+        from launcher.watchers import Watchers
+
+        self.watchers = watchers = Watchers(not_ready=self.not_ready, not_started=self.not_started, group=self.describe)
+        if group.is_leader and group.size > 1:
+            from launcher.channel.leader import LeaderSide
+
+            self.run = secrets.token_hex(4)
+            self.secrets[TOKEN] = secrets.token_hex(32)
+            self.leader = LeaderSide(
+                group,
+                node_facts(self.the_node),
+                run=self.run,
+                command=self.argv,
+                digest=digest(self.argv),
+                secrets=self.secrets,
+                peer_timeout=self.settings.peer_timeout,
+                emit=self.emit,
+            )
+            watchers.app.router.add_get("/join", self.leader.handle_join)
+            self.plan_for(group, (self.the_node,) * group.size)
+        await watchers.open(self.settings.listen, self.settings.port)
+
+    async def gather(self, group: Group) -> tuple[Node, ...]:
+        """The leader waits for everybody; their nodes, by index."""
+        assert self.leader is not None
+        self.enter("gathering")
+        log.info("waiting for %d workers on port %d (run %s)", group.size - 1, self.settings.port, self.run)
+        complete = asyncio.create_task(self.leader.wait_complete())
+        try:
+            while not complete.done():
+                await asyncio.wait([complete], timeout=self.until_report())
+                if not complete.done():
+                    waited, missing = self.age(), self.leader.why_missing()
+                    limit = self.settings.gather_timeout
+                    if limit is not None and waited >= limit:
+                        raise GatherTimeout(f"not here after {waited:.0f} s (--gather-timeout): {missing}")
+                    log.info("waiting %.0f s for %s", waited, missing)
+        finally:
+            complete.cancel()
+        others = complete.result()
+        self.enter("formed")
+        log.info("group formed: %d of %d after %.2f s", group.size, group.size, self.age())
+        return tuple(as_node(known, self.the_node) for known in others)
+
+    def until_report(self) -> float:
+        limit = self.settings.gather_timeout
+        left = float("inf") if limit is None else max(limit - self.age(), 0)
+        return min(self.settings.report_every, left)
+
+    async def join(self, group: Group) -> Node:
+        """A worker finds its leader and is let in; the leader's node."""
+        from launcher.channel.member import MemberSide
+
+        self.enter("gathering")
+        self.member = member = MemberSide(
+            group,
+            port=self.settings.port,
+            digest=digest(self.argv) if self.argv else None,
+            incarnation=secrets.token_hex(8),
+            node=self.facts_at,
+            peer_timeout=self.settings.peer_timeout,
+            report_every=self.settings.report_every,
+            emit=self.emit,
+        )
+        log.info("looking for the leader at %s port %d", group.leader_address, self.settings.port)
+        try:
+            async with asyncio.timeout(self.settings.gather_timeout):
+                welcome = await member.join()
+        except TimeoutError:
+            raise GatherTimeout(
+                f"no leader after {self.age():.0f} s (--gather-timeout): {member.why_waiting}"
+            ) from None
+        self.run, self.secrets = welcome.run, dict(welcome.secrets)
+        log.info("joined the leader at %s (run %s) after %.2f s", member.leader_ip, self.run, self.age())
+        self.background(member.listen())
+        if not self.argv:
+            self.argv = tuple(welcome.command)
+            log.info("the command comes from the leader: %s", " ".join(self.argv))
+            await self.look_around(group)
+        return as_node(welcome.leader, self.the_node)
+
+    def facts_at(self, route: str) -> NodeFacts:
+        """Our node as the leader should know it: without --pod-ip, our address is the one that routes to the leader."""
+        if self.settings.pod_ip is None and route:
+            self.node = replace(self.the_node, ip=route.removeprefix("::ffff:"))
+        return node_facts(self.the_node)
+
+    async def all_here(self, group: Group) -> tuple[Node, ...]:
+        """A worker waits until the leader says that all are here; their nodes, by index."""
+        assert self.member is not None
+        nodes = await self.member.formed
+        self.enter("formed")
+        log.info("group formed: %d of %d after %.2f s", group.size, group.size, self.age())
+        return tuple(as_node(known, self.the_node) for known in nodes)
+
+    async def serve(self) -> None:
+        """Everything after the group has formed: files, services, gates, the main process."""
+        plan = self.the_plan
+        for file in plan.files:
+            path = Path(file.path)
+            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            path.write_text(file.content)
+            path.chmod(file.mode)
+        await self.start_services(Stage.FORMED)
+        if plan.gates:
+            self.enter("waiting for " + ", ".join(type(gate).__name__ for gate in plan.gates))
+        for gate in plan.gates:
+            await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
+            log.info("%s, after %.2f s", gate.describe(), self.age())
+        if plan.main is not None:
+            log.info("running: %s", " ".join(plan.main.argv))
+            self.start(MAIN, plan.main.argv, keep_stdin=True)
+        self.enter("serving")
+
+    @property
+    def the_plan(self) -> Plan:
+        assert self.plan is not None
+        return self.plan
+
+    async def start_services(self, stage: Stage) -> None:
+        for service in self.the_plan.services:
+            if service.stage is stage:
+                await self.start_service(service)
+
+    async def start_service(self, service: Service) -> None:
+        for variable in self.the_plan.env:
+            log.info("%s=%s: %s", variable.name, "<secret>" if variable.secret else variable.value, variable.reason)
+        for gate in service.gates:
+            await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
+        log.info("starting %s: %s", service.name, " ".join(service.argv))
+        child = self.start(service.name, service.argv)
+        if service.watch:
+            self.background(
+                self.supervisor.watch(child, service.watch, lambda name: self.emit(HelperLost(service.name, name)))
+            )
+
+    def environ(self) -> Mapping[str, str]:
+        added = {variable.name: variable.value for variable in self.the_plan.env}
+        return {**self.settings.environ, **added}
+
+    def start(self, name: str, argv: tuple[str, ...], keep_stdin: bool = False) -> Child:
+        try:
+            child = self.supervisor.spawn(name, argv, self.environ(), keep_stdin=keep_stdin)
+        except CannotStart as error:
+            raise cannot_start(error) from None
+        self.children[name] = child
+        self.background(self.await_end(child))
+        return child
+
+    async def await_end(self, child: Child) -> None:
+        code = await asyncio.shield(child.exited)
+        words = await asyncio.to_thread(child.last_words)
+        self.emit(ProcessEnded(child.name, code, words))
+
+    # ------------------------------------------------------------------ what does happen
+
+    async def decide(self) -> Ending:
+        """The first event that ends this life, as an Ending."""
+        while True:
+            ending = self.judge(await self.events.get())
+            if ending is not None:
+                return ending
+
+    def judge(self, event: Event) -> Ending | None:
+        """What one event means: an Ending, or None when life goes on."""
+        me = self.group.index if self.group else 0
+        match event:
+            case SignalCaught(caught) if caught.number in STOP_SIGNALS:
+                name = signal.Signals(caught.number).name
+                sender = "from outside the pod" if caught.sender == 0 else f"from pid {caught.sender}"
+                log.info("%s %s: stopping", name, sender)
+                return Ending(f"{name} {sender}", exits.OK, asked=True)
+            case SignalCaught(caught):
+                main = self.children.get(MAIN)
+                if main is not None:
+                    self.supervisor.signal(main, caught.number)
+            case ProcessEnded(name, 0, _) if name == MAIN and self.the_plan.kind is Kind.JOB:
+                return self.job_done()
+            case ProcessEnded(name, code, words):
+                program = "the engine" if name == MAIN else name
+                what = f"{program} {exits.describe(code)}" + ("" if code else ", although nobody asked it to stop")
+                return Ending(what, code or exits.ENDED_UNASKED, Cause(me, what, code, words))
+            case HelperLost(service, process):
+                what = f"{process} of {service} ended"
+                return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
+            case MemberDone():
+                return self.all_done()
+            case MemberFailed(cause):
+                return Ending(cause.sentence(), exits.PEER_FAILED, cause)
+            case MemberLost(index, what) if self.leader and self.leader.formed:
+                return Ending(what, exits.PEER_FAILED, Cause(index, what))
+            case MemberLeaving(index, reason) if self.leader and self.leader.formed:
+                return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
+            case LeaderSaid(stop):
+                code = exits.PEER_FAILED if stop.cause else exits.OK
+                return Ending(stop.reason, code, stop.cause, asked=stop.cause is None)
+            case LeaderLost(what):
+                return Ending(what, exits.PEER_FAILED, Cause(0, what))
+            case StoryEnded(ConfigError() as error):
+                for line in error.text().splitlines():
+                    log.error("%s", line)
+                return config_ending(error, me)
+            case StoryEnded(GatherTimeout() as error):
+                return Ending(str(error), exits.PEER_FAILED, Cause(me, str(error)))
+            case StoryEnded(error):
+                what = str(error) if isinstance(error, GateFailed) else f"lwsrun itself failed: {error!r}"
+                return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
+            case _:
+                pass
+        return None
+
+    def job_done(self) -> Ending | None:
+        self.finished = True
+        self.enter("done")
+        if self.member is not None:
+            self.background(self.member.tell(Done()))
+            return None
+        return self.all_done()
+
+    def all_done(self) -> Ending | None:
+        """A job has ended when it ended with 0 on every member that runs it."""
+        if not self.finished:
+            return None
+        workers_run_it = self.the_plan.backend != "ray"
+        if self.leader is not None and workers_run_it and not self.leader.all_done:
+            return None
+        return Ending("the job is done", exits.OK)
+
+    def story_ended(self, story: asyncio.Task[None]) -> None:
+        if not story.cancelled() and (error := story.exception()) is not None:
+            self.emit(StoryEnded(error if isinstance(error, Exception) else RuntimeError(repr(error))))
+
+    # ------------------------------------------------------------------ how it ends
+
+    async def wind_down(self, ending: Ending) -> int:
+        """Carry the ending out on this pod, and on the leader for everybody; the exit code."""
+        served = self.phase == "serving"
+        self.enter("draining" if ending.asked else "stopping")
+        self.deadline = asyncio.get_running_loop().time() + self.settings.drain_timeout
+        minder = asyncio.create_task(self.mind_events())
+        try:
+            if self.leader is not None:
+                clean = await self.wind_down_leader(self.leader, ending, served)
+            elif self.member is not None:
+                clean = await self.wind_down_member(self.member, ending)
+            else:
+                await self.drain_delay(ending, served)
+                clean = await self.stop_children(MAIN)
+            clean = await self.stop_children(*self.children) and clean
+            survivors = await self.supervisor.sweep()
+            if survivors:
+                log.error("still alive after SIGKILL: %s", ", ".join(survivors))
+            if self.leader is not None:
+                silent = await self.leader.wait_empty(max(self.left(), 1.0))
+                if silent:
+                    log.warning("did not hang up in time: %s", ", ".join(map(member_name, silent)))
+            if self.member is not None:
+                await self.member.close()
+            if self.watchers is not None:
+                await self.watchers.close()
+        finally:
+            minder.cancel()
+            for task in self.tasks:
+                task.cancel()
+        return exits.KILLED if ending.asked and not clean else ending.exit_code
+
+    async def wind_down_leader(self, leader: LeaderSide, ending: Ending, served: bool) -> bool:
+        leader.stopping = True
+        if ending.failed:
+            await leader.tell_all(Stop(ending.cause, ending.reason))
+            return True
+        await self.drain_delay(ending, served)
+        # The engine drains while the workers still serve it; only then are they told.
+        clean = await self.stop_children(MAIN)
+        await leader.tell_all(Stop(None, ending.reason))
+        return clean
+
+    async def wind_down_member(self, member: MemberSide, ending: Ending) -> bool:
+        if ending.cause is not None and self.group and ending.cause.index == self.group.index:
+            await member.tell(Failed(ending.cause))
+            await self.stopped_by_leader(HEAR_OUT)
+        elif ending.asked and member.formed.done() and not self.told.done():
+            await member.tell(Leaving(ending.reason))
+            await self.stopped_by_leader(max(self.left() - RESERVE, 0))
+        return True
+
+    async def drain_delay(self, ending: Ending, served: bool) -> None:
+        """Let endpoints catch up with our readiness before the engine stops taking requests."""
+        main = self.children.get(MAIN)
+        if ending.asked and served and main is not None and self.the_plan.kind is Kind.SERVER:
+            await asyncio.wait([main.exited], timeout=min(self.settings.drain_delay, max(self.left() - RESERVE, 0)))
+
+    async def stop_children(self, *names: str) -> bool:
+        """TERM, then KILL at the deadline. True when the main process did not have to be killed."""
+        children = [self.children[name] for name in names if name in self.children]
+        ended = await asyncio.gather(*(self.supervisor.stop(child, self.left) for child in children))
+        return all(fine for child, fine in zip(children, ended, strict=True) if child.name == MAIN)
+
+    def left(self) -> float:
+        return self.deadline - asyncio.get_running_loop().time()
+
+    async def stopped_by_leader(self, timeout: float) -> None:
+        await asyncio.wait([self.told], timeout=timeout)
+
+    async def mind_events(self) -> None:
+        """While winding down: a second SIGTERM shortens the grace, a third ends it; peers may still speak."""
+        asked = 0
+        while True:
+            match await self.events.get():
+                case SignalCaught(caught) if caught.number in STOP_SIGNALS:
+                    asked += 1
+                    self.deadline = min(self.deadline, asyncio.get_running_loop().time() + (HURRY if asked < 2 else 0))
+                    log.info("%s again: %.0f s left", signal.Signals(caught.number).name, max(self.left(), 0))
+                case LeaderSaid() | LeaderLost():
+                    if not self.told.done():
+                        self.told.set_result(None)
+                case _:
+                    pass
+
+    async def hold(self) -> None:
+        """Kubernetes restarts a group with no backoff: a configuration that cannot work must not spin."""
+        log.info("holding %.0f s before exit (--failure-hold)", self.settings.failure_hold)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(self.settings.failure_hold):
+                while True:
+                    event = await self.events.get()
+                    if isinstance(event, SignalCaught) and event.caught.number in STOP_SIGNALS:
+                        return
+
+    # ------------------------------------------------------------------ what others see
+
+    def enter(self, phase: str) -> None:
+        self.phase = phase
+        self.phases.setdefault(phase, round(self.age(), 3))
+        if self.member is not None and self.member.wire is not None:
+            self.background(self.member.tell(Phase(phase)))
+
+    def age(self) -> float:
+        return time.monotonic() - self.born
+
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self.tasks.add(task)
+        task.add_done_callback(self.tasks.discard)
+
+    def not_ready(self) -> str | None:
+        return None if self.phase == "serving" else f"{self.phase}{self.whom()}"
+
+    def not_started(self) -> str | None:
+        return None if "serving" in self.phases else f"{self.phase}{self.whom()}"
+
+    def whom(self) -> str:
+        if self.phase == "gathering" and self.leader is not None:
+            return f": waiting for {self.leader.why_missing()}"
+        if self.phase == "gathering" and self.member is not None:
+            return f": {self.member.why_waiting}"
+        return ""
+
+    def describe(self) -> dict[str, Any]:
+        """The group as this pod sees it; the leader sees all members."""
+        members: list[dict[str, Any]] = []
+        if self.group is not None and self.node is not None:
+            me = self.node
+            members.append(
+                {"index": self.group.index, "host": me.hostname, "ip": me.ip, "phase": self.phase, "gpus": me.gpus}
+            )
+        if self.leader is not None:
+            for index, seat in sorted(self.leader.seats.items()):
+                node = seat.node
+                members.append(
+                    {"index": index, "host": node.hostname, "ip": node.ip, "phase": seat.phase, "gpus": node.gpus}
+                )
+        return {
+            "group": self.group.id if self.group else None,
+            "size": self.group.size if self.group else None,
+            "index": self.group.index if self.group else None,
+            "run": self.run,
+            "phase": self.phase,
+            "not_ready": self.not_ready(),
+            "phases": self.phases,
+            "backend": self.plan.backend if self.plan else None,
+            "mode": self.plan.mode if self.plan else None,
+            "members": members,
+        }
+
+
+async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]) -> tuple[Any, Any]:
+    """Both results; the first failure cancels the other and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            one, two = tasks.create_task(first), tasks.create_task(second)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return one.result(), two.result()
+
+
+def cannot_start(error: CannotStart) -> ConfigError:
+    return ConfigError(
+        Fault(str(error), "a program that exists in this image and can be executed", "check the command and the image")
+    )
+
+
+def digest(argv: tuple[str, ...]) -> str:
+    """A short digest of the command as it is in the template; the same in all pods of a group."""
+    return hashlib.sha256("\0".join(argv).encode()).hexdigest()[:12]
+
+
+def node_facts(node: Node) -> NodeFacts:
+    return NodeFacts(node.ip, node.hostname, node.gpus, node.engine_version, node.ray)
+
+
+def as_node(known: NodeFacts, like: Node) -> Node:
+    """A peer's node: what it told, and for the rest as ours (same image, by the join's checks)."""
+    return replace(
+        like,
+        ip=known.ip,
+        hostname=known.hostname,
+        gpus=known.gpus,
+        engine_version=known.engine_version,
+        ray=known.ray,
+    )

@@ -1,0 +1,40 @@
+"""`lwsrun plan`: the plans of a whole group with example names and addresses, and no effects."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from backends.errors import ConfigError, Fault
+from backends.group import Group
+from backends.plan import Node, Options, Request
+from backends.planner import make_plan
+from backends.ray import TOKEN
+from backends.render import plan_data, plan_text
+
+ADDRESS = "my-lws-0.my-lws.default"
+SHM = 8 << 30
+
+
+def preview(
+    argv: tuple[str, ...], size: int, gpus: int, ray: str | None, options: Options, index: int | None
+) -> list[tuple[dict[str, Any], str]]:
+    """(data, text) for each pod, or for one. Raises ConfigError, also for an index outside the group."""
+    if index is not None and index >= size:
+        raise ConfigError(Fault(f"--index is {index}", f"0 to {size - 1}, because the size is {size}"))
+    nodes = tuple(
+        Node(
+            ip=f"10.0.{(10 + i) // 256}.{(10 + i) % 256}",
+            hostname="my-lws-0" if i == 0 else f"my-lws-0-{i}",
+            gpus=gpus,
+            gpus_from="--gpus-per-node",
+            shm_bytes=SHM,
+            ray=ray,
+        )
+        for i in range(size)
+    )
+    shown = []
+    for i in range(size) if index is None else (index,):
+        group = Group(ADDRESS, size, i, ADDRESS)
+        made = make_plan(Request(group, nodes, argv, options, {}, {TOKEN: "minted per run"}))
+        shown.append((plan_data(group, nodes[i], made), plan_text(group, nodes[i], made)))
+    return shown

@@ -1,0 +1,155 @@
+"""The `lwsrun simulate` command: makes the sandbox, starts its first process in it, waits, leaves nothing behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from backends.errors import ConfigError, Fault
+from launcher import exits
+from launcher.simulate.spec import Spec, dump
+
+PREFIX = "lwsrun-sim-"
+# Options of `start` that a simulation hands on, by parameter name.
+HANDED_ON = (
+    "backend", "kind", "env", "ray_port", "peer_timeout", "gather_timeout", "drain_timeout", "drain_delay",
+    "failure_hold", "report_every",
+)  # fmt: skip
+
+
+def simulate_group(
+    *,
+    size: int,
+    command: tuple[str, ...],
+    start_options: list[str],
+    gpus_per_node: int | None,
+    isolation: str,
+    shm_size: int,
+    port: int,
+    publish: tuple[str, ...],
+    then: str | None,
+    faults: tuple[str, ...],
+    keep_logs: str | None,
+) -> NoReturn:
+    """Run the simulation to its end and exit with the group's code. Raises ConfigError."""
+    from launcher.simulate.faults import parse_fault
+
+    parsed = [parse_fault(text, size) for text in faults]
+    remove_leftovers()
+    listeners = [_listen(text) for text in publish]
+    if keep_logs:
+        Path(keep_logs).mkdir(parents=True, exist_ok=True)
+    if gpus_per_node is not None:
+        start_options = [f"--gpus-per-node={gpus_per_node}", *start_options]
+        click.echo(f"simulate: {gpus_per_node} GPUs per node are faked (--gpus-per-node): no device is behind them")
+    directory = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
+    os.chmod(directory, 0o755)
+    code = exits.ENDED_UNASKED
+    try:
+        isolated = _isolate(isolation)
+        spec = Spec(
+            size=size,
+            command=list(command),
+            start_options=start_options,
+            environ={k: v for k, v in os.environ.items() if k not in ("LWSRUN_SIZE", "LWSRUN_GPUS_PER_NODE")},
+            directory=directory,
+            isolated=isolated,
+            shm_bytes=shm_size << 20,
+            port=port,
+            publish=[(listener.fileno(), inner) for listener, inner in listeners],
+            then=then,
+            faults=parsed,
+            keep_logs=str(Path(keep_logs).absolute()) if keep_logs else None,
+            colour=sys.stdout.isatty(),
+        )
+        file = Path(directory) / "spec.json"
+        file.touch(mode=0o600)
+        file.write_text(dump(spec))
+        code = _run(file)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    sys.exit(code)
+
+
+def _isolate(isolation: str) -> bool:
+    """Enter the sandbox. False when only loopback addresses are to be had (and wanted)."""
+    if isolation == "loopback":
+        return False
+    from launcher.simulate import namespaces
+
+    try:
+        namespaces.enter_sandbox()
+    except OSError as error:
+        reason = f"this machine allows no namespaces to us ({error})"
+        if isolation == "namespaces":
+            remedy = "run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1)"
+            raise ConfigError(Fault(reason, "", f"{remedy}; or --isolation loopback")) from None
+        click.echo(
+            f"simulate: {reason}: plain processes on 127.0.0.x instead. What that loses: the launcher is not PID 1,"
+            " there is no DNS (the leader is given by address), pods share /tmp, /dev/shm and every wildcard port,"
+            " and Ray cannot form a cluster of several nodes.",
+            err=True,
+        )
+        return False
+    return True
+
+
+def _run(spec_file: Path) -> int:
+    """Start the sandbox's first process and wait; SIGINT and SIGTERM are passed on, once each time."""
+    signals = {signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
+    signal.pthread_sigmask(signal.SIG_BLOCK, signals)
+    argv = [sys.executable, "-m", "launcher.simulate.cluster", str(spec_file)]
+    # Its own session: a terminal's Ctrl-C reaches us alone, and the pods as a SIGTERM from the kubelet would.
+    pid = os.posix_spawn(sys.executable, argv, os.environ, setsid=True)
+    while True:
+        number = signal.sigwait(signals)
+        if number != signal.SIGCHLD:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return exits.of_status(status)
+
+
+def _listen(text: str) -> tuple[socket.socket, int]:
+    """`[HOST_PORT:]PORT` as a socket that listens on loopback outside the sandbox."""
+    outer, colon, inner = text.rpartition(":")
+    if not inner.isdigit() or (colon and not outer.isdigit()):
+        raise ConfigError(Fault(f"--publish {text!r}", "[HOST_PORT:]PORT, e.g. 8000 or 18000:8000"))
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", int(outer or inner)))
+    except (OSError, OverflowError) as error:
+        raise ConfigError(Fault(f"--publish {text}: {error}", "a free port", "--publish OTHER:PORT")) from None
+    listener.listen()
+    listener.set_inheritable(True)
+    return listener, int(inner)
+
+
+def remove_leftovers() -> None:
+    """What a killed simulation left: the kernel has ended its processes, its directory is still there."""
+    for directory in Path("/tmp").glob(PREFIX + "*"):
+        owner = directory.name.removeprefix(PREFIX).split("-")[0]
+        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
+            shutil.rmtree(directory, ignore_errors=True)
+
+
+def handed_on(values: dict[str, Any]) -> list[str]:
+    """The options of `start` that were given, as its arguments."""
+    arguments = []
+    for name in HANDED_ON:
+        value = values[name]
+        for item in value if isinstance(value, tuple) else (value,):
+            if item is not None:
+                arguments.append(f"--{name.replace('_', '-')}={item}")
+    return arguments

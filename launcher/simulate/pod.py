@@ -1,0 +1,70 @@
+"""One pod: enters its namespaces, then becomes its PID 1, the launcher.
+
+`python -m launcher.simulate.pod SPEC INDEX`
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+from launcher import exits, kernel
+from launcher.simulate import namespaces
+from launcher.simulate.spec import Spec, load
+
+
+def main(spec_file: str, index: int) -> None:
+    kernel.die_with_parent()
+    spec = load(Path(spec_file).read_text())
+    if not spec.isolated:
+        record(spec, index, os.getpid())
+        become_launcher(spec, index)
+    namespaces.enter_pod(spec, index)
+    ready, go = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            kernel.die_with_parent()
+            os.close(go)
+            os.read(ready, 1)  # ends when our pid is written down
+            namespaces.furnish_pod(spec, index)
+            become_launcher(spec, index)
+        except OSError as error:
+            print(f"the pod cannot be set up: {error}", file=sys.stderr)
+        os._exit(exits.ENDED_UNASKED)
+    record(spec, index, pid)
+    os.close(go)
+    # PID 1's signals come straight from the simulation, as from a kubelet; this process only reports its end.
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
+    _, status = os.waitpid(pid, 0)
+    os._exit(exits.of_status(status))
+
+
+def record(spec: Spec, index: int, pid: int) -> None:
+    (namespaces.pod_directory(spec, index) / "pid").write_text(str(pid))
+
+
+def become_launcher(spec: Spec, index: int) -> None:
+    """exec: the pod's environment as LWS's webhook makes it, and the user's command behind `lwsrun start`."""
+    directory = namespaces.pod_directory(spec, index)
+    environ = {
+        "LWS_LEADER_ADDRESS": spec.leader_address,
+        "LWS_GROUP_SIZE": str(spec.size),
+        "LWS_WORKER_INDEX": str(index),
+        **{name: value for name, value in spec.environ.items() if not name.startswith("LWS_")},
+        "HOSTNAME": spec.host(index),
+        "LWSRUN_TERMINATION_LOG": str(directory / "termination-log"),
+        "LWSRUN_PORT": str(spec.port),
+    }
+    if spec.isolated:
+        environ["TMPDIR"] = "/tmp"
+    else:
+        environ.update(LWSRUN_POD_IP=spec.ip(index), LWSRUN_LISTEN=spec.ip(index))
+    argv = [sys.executable, "-m", "launcher", "start", *spec.start_options, "--", *spec.command]
+    os.execve(sys.executable, argv, environ)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,85 @@
+"""What a simulation shows: the pods' output behind coloured names, a status line, the group's table, the summary."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import Any
+
+from rich.console import Console
+from rich.status import Status
+from rich.table import Table
+
+from backends.group import member_name
+from launcher.simulate.spec import Spec
+
+COLOURS = (36, 33, 35, 32, 34, 31, 96, 93, 95, 92, 94, 91)
+
+
+class Screen:
+    """Lines go to stdout; on a terminal a status line stays below them."""
+
+    def __init__(self, spec: Spec) -> None:
+        self._spec = spec
+        self._width = max(len(spec.host(spec.size - 1)), len("simulate"))
+        self._console = Console(highlight=False, force_terminal=spec.colour or None, width=None if spec.colour else 120)
+        self._live: Status | None = None
+        self._phase = ""
+        self._born = time.monotonic()
+        self.faults: list[dict[str, Any]] = []
+        if spec.colour:
+            self._live = self._console.status("starting")
+            self._live.start()
+
+    def show(self, index: int, line: bytes) -> None:
+        """One line of a pod, its bytes unchanged behind the prefix."""
+        self._write(self._prefix(self._spec.host(index), COLOURS[index % len(COLOURS)]) + line + b"\n")
+
+    def say(self, text: str) -> None:
+        """One line of the simulation's own."""
+        age = time.monotonic() - self._born
+        if text.startswith("fault"):
+            self.faults.append({"at": round(age, 3), "what": text})
+        self._write(self._prefix("simulate", 1) + f"{age:7.2f} s  {text}\n".encode())
+
+    def status(self, state: dict[str, Any], age: float) -> None:
+        phase = str(state.get("phase", ""))
+        here = len(state.get("members", []))
+        if self._live is not None:
+            self._live.update(f"{here}/{self._spec.size} pods · {phase} · {age:.0f} s")
+        elif phase != self._phase:
+            self.say(f"the leader is {phase}")
+        self._phase = phase
+
+    def table(self, state: dict[str, Any]) -> None:
+        table = Table(title=f"group {state.get('group')} · {state.get('backend')} · {state.get('mode')}")
+        for heading in ("index", "pod", "IP", "GPUs", "phase"):
+            table.add_column(heading)
+        for member in state.get("members", []):
+            table.add_row(*(str(member[key]) for key in ("index", "host", "ip", "gpus", "phase")))
+        sys.stdout.flush()
+        self._console.print(table)
+        times = ", ".join(f"{phase} {at:.1f} s" for phase, at in state.get("phases", {}).items())
+        self.say(f"phases of the leader: {times}")
+
+    def summary(self, ended: dict[int, tuple[int, float]]) -> None:
+        if self._live is not None:
+            self._live.stop()
+        for index, (code, at) in sorted(ended.items()):
+            self.say(f"{self._spec.host(index):{self._width}}  {member_name(index):10}  exit {code:3}  at {at:.2f} s")
+
+    def _prefix(self, name: str, colour: int) -> bytes:
+        text = f"{name:{self._width}} | "
+        return f"\x1b[{colour}m{text}\x1b[0m".encode() if self._spec.colour else text.encode()
+
+    def _write(self, data: bytes) -> None:
+        if self._live is not None:
+            # rich redraws its line below; raw bytes would be torn by it.
+            self._console.file.flush()
+            self._console.out(data.decode(errors="replace"), end="", highlight=False)
+            return
+        try:
+            sys.stdout.buffer.write(data)
+            sys.stdout.buffer.flush()
+        except BrokenPipeError:
+            pass
