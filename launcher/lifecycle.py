@@ -107,6 +107,7 @@ class Pod:
         self.member: MemberSide | None = None
         self.watchers: Watchers | None = None
         self.tasks: set[asyncio.Task[None]] = set()
+        self.watches: list[asyncio.Task[None]] = []
         self.deadline = float("inf")
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
 
@@ -285,10 +286,12 @@ class Pod:
             path.chmod(file.mode)
         await self.start_services(Stage.FORMED)
         if plan.gates:
-            self.enter("waiting for " + ", ".join(type(gate).__name__ for gate in plan.gates))
+            self.enter("preparing")
         for gate in plan.gates:
             await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
             log.info("%s, after %.2f s", gate.describe(), self.age())
+        if self.watches:
+            await asyncio.gather(*self.watches)
         if plan.main is not None:
             log.info("running: %s", " ".join(plan.main.argv))
             self.start(MAIN, plan.main.argv, keep_stdin=True)
@@ -311,10 +314,11 @@ class Pod:
             await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
         log.info("starting %s: %s", service.name, " ".join(service.argv))
         child = self.start(service.name, service.argv)
-        if service.watch:
-            self.background(
-                self.supervisor.watch(child, service.watch, lambda name: self.emit(HelperLost(service.name, name)))
-            )
+        lost = self.helper_lost(service.name)
+        self.watches.append(asyncio.create_task(self.supervisor.watch(child, service.watch, lost)))
+
+    def helper_lost(self, service: str) -> Callable[[str], None]:
+        return lambda process: self.emit(HelperLost(service, process))
 
     def environ(self) -> Mapping[str, str]:
         added = {variable.name: variable.value for variable in self.the_plan.env}
@@ -442,7 +446,7 @@ class Pod:
                 await self.watchers.close()
         finally:
             minder.cancel()
-            for task in self.tasks:
+            for task in (*self.tasks, *self.watches):
                 task.cancel()
         return exits.KILLED if ending.asked and not clean else ending.exit_code
 

@@ -13,28 +13,38 @@ TAIL = 1024
 
 
 class Keepsake:
-    """What is worth telling of a stream that was: the head of its first traceback, else its last lines."""
+    """What is worth telling of a process's output: the head of its first traceback, else its last lines on stderr.
+
+    One for all streams of a process, because engines log tracebacks to either.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._tails: dict[int, bytes] = {}
         self._head = b""
-        self._tail = b""
+        self._head_of: int | None = None
 
-    def feed(self, chunk: bytes) -> None:
-        if self._head:
-            if len(self._head) < HEAD:
+    def feed(self, stream: int, chunk: bytes) -> None:
+        """stream is 1 or 2; chunks of one stream come in order."""
+        with self._lock:
+            tail = self._tails.get(stream, b"")
+            if self._head_of is None:
+                seen = tail[-HEAD // 4 :] + chunk
+                at = seen.find(MARK)
+                if at >= 0:
+                    start = seen.rfind(b"\n", 0, at) + 1  # with the line's own prefix
+                    self._head, self._head_of = seen[start : start + HEAD], stream
+            elif self._head_of == stream and len(self._head) < HEAD:
                 self._head += chunk[: HEAD - len(self._head)]
-        else:
-            seen = self._tail[-len(MARK) :] + chunk
-            at = seen.find(MARK)
-            if at >= 0:
-                self._head = seen[at : at + HEAD]
-        self._tail = chunk[-TAIL:] if len(chunk) >= TAIL else (self._tail + chunk)[-TAIL:]
+            self._tails[stream] = chunk[-TAIL:] if len(chunk) >= TAIL else (tail + chunk)[-TAIL:]
 
     def text(self) -> str:
         """At most 2 KiB, decoded with replacement characters."""
-        if self._head:
-            return self._head.decode(errors="replace").strip()
-        whole = self._tail if len(self._tail) < TAIL else self._tail.partition(b"\n")[2]
+        with self._lock:
+            if self._head:
+                return self._head.decode(errors="replace").strip()
+            tail = self._tails.get(2, b"")
+        whole = tail if len(tail) < TAIL else tail.partition(b"\n")[2]
         return whole.decode(errors="replace").strip()
 
 
@@ -45,8 +55,8 @@ class Pump:
     must go on meanwhile. When our stream is gone (EPIPE) the engine must not notice: the rest is read and dropped.
     """
 
-    def __init__(self, source: int, sink: int, name: str) -> None:
-        self.keepsake = Keepsake()
+    def __init__(self, source: int, sink: int, keepsake: Keepsake, name: str) -> None:
+        self._keepsake = keepsake
         self._source = source
         self._sink = sink
         self._thread = threading.Thread(target=self._run, name=f"pump-{name}", daemon=True)
@@ -65,7 +75,7 @@ class Pump:
                 break
             if not chunk:
                 break
-            self.keepsake.feed(chunk)
+            self._keepsake.feed(self._sink, chunk)
             if not broken:
                 broken = not _write_all(self._sink, chunk)
         os.close(self._source)

@@ -17,7 +17,7 @@ import psutil
 
 from launcher import exits, kernel
 from launcher.kernel import Caught
-from launcher.output import Pump
+from launcher.output import Keepsake, Pump
 
 AFTER_KILL = 5.0  # seconds; a process stuck in a driver survives SIGKILL, so every wait after it is bounded
 SWEEP_GRACE = 1.5
@@ -31,6 +31,7 @@ class Child:
     name: str
     pid: int
     exited: asyncio.Future[int]
+    keepsake: Keepsake = field(default_factory=Keepsake)
     pumps: list[Pump] = field(default_factory=list)
     stdout: asyncio.StreamReader | None = None
 
@@ -40,12 +41,9 @@ class Child:
 
     def last_words(self) -> str:
         """The head of its first traceback, or its last lines on stderr."""
-        for pump in reversed(self.pumps):
+        for pump in self.pumps:
             pump.join(0.5)
-            words = pump.keepsake.text()
-            if words:
-                return words
-        return ""
+        return self.keepsake.text()
 
 
 class CannotStart(Exception):
@@ -128,8 +126,8 @@ class Supervisor:
         if capture or merge:
             child.stdout = self._reader(out_read)
         else:
-            child.pumps.append(Pump(out_read, 1, f"{name}-stdout"))
-        child.pumps.append(Pump(err_read, 2, f"{name}-stderr"))
+            child.pumps.append(Pump(out_read, 1, child.keepsake, f"{name}-stdout"))
+        child.pumps.append(Pump(err_read, 2, child.keepsake, f"{name}-stderr"))
         return child
 
     def _reader(self, fd: int) -> asyncio.StreamReader:
@@ -216,9 +214,9 @@ class Supervisor:
             return []
 
     async def watch(self, child: Child, names: Sequence[str], on_lost: Callable[[str], None]) -> None:
-        """Call on_lost(name) the moment that a named descendant of the child ends while the child lives.
+        """Call on_lost(name) the moment that a named descendant of the child ends.
 
-        Descendants are looked for until all were seen; their end is then told by the kernel (pidfd_open(2)).
+        Returns when all were seen (or the child ended); from then on the kernel tells of their end (pidfd_open(2)).
         """
         missing = set(names)
         while missing and child.alive:

@@ -6,7 +6,6 @@ that the kernel takes it all away when the sandbox's first process ends, even af
 
 from __future__ import annotations
 
-import contextlib
 import os
 import socket
 from pathlib import Path
@@ -111,15 +110,14 @@ def _own_tmp(files: Path, spec: Spec) -> None:
     layers = files / "tmp"
     layers.mkdir()
     kernel.mount("tmp", str(layers), "tmpfs", MS_NOSUID | MS_NODEV, "mode=1777")
-    upper, work, outside = layers / "upper", layers / "work", layers / "outside"
-    for folder in (upper, work, outside):
-        folder.mkdir()
+    upper, work = layers / "upper", layers / "work"
+    upper.mkdir()
+    work.mkdir()
     upper.chmod(0o1777)
-    here = os.getcwd()
-    # Seen through the overlay, files written here would be the pod's alone.
-    shared = [path for path in (spec.directory, here) if Path(path).is_relative_to("/tmp") and path != "/tmp"]
-    kernel.mount("/tmp", str(outside), flags=MS_BIND | MS_REC)
+    # Seen through the overlay, files written here would be the pod's alone: these stay what they are outside.
+    shared = [path for path in (spec.directory, os.getcwd()) if Path(path).is_relative_to("/tmp") and path != "/tmp"]
+    held = {path: os.open(path, os.O_PATH) for path in shared}
     kernel.mount("overlay", "/tmp", "overlay", 0, f"lowerdir=/tmp,upperdir={upper},workdir={work},userxattr")
-    for path in shared:
-        with contextlib.suppress(OSError):
-            kernel.mount(str(outside / Path(path).relative_to("/tmp")), path, flags=MS_BIND | MS_REC)
+    for path, descriptor in held.items():
+        kernel.mount(f"/proc/self/fd/{descriptor}", path, flags=MS_BIND | MS_REC)
+        os.close(descriptor)
