@@ -15,6 +15,7 @@ import signal
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,6 +55,8 @@ from launcher.channel.messages import Cause, Done, Failed, Leaving, NodeFacts, P
 MAIN = "main"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVE = 3.0  # seconds of the drain budget that are kept for services and stragglers
+SERVICE_GRACE = 1.0  # Ray's own shutdown takes seconds and keeps nothing that anybody needs
+FAILURE_GRACE = 5.0  # after a failure nothing can be served any more; long enough to release a GPU
 HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
 HURRY = 3.0  # what a second SIGTERM leaves of the grace
 
@@ -422,7 +425,8 @@ class Pod:
         """Carry the ending out on this pod, and on the leader for everybody; the exit code."""
         served = self.phase == "serving"
         self.enter("draining" if ending.asked else "stopping")
-        self.deadline = asyncio.get_running_loop().time() + self.settings.drain_timeout
+        budget = self.settings.drain_timeout if ending.asked else min(self.settings.drain_timeout, FAILURE_GRACE)
+        self.deadline = asyncio.get_running_loop().time() + budget
         minder = asyncio.create_task(self.mind_events())
         try:
             if self.leader is not None:
@@ -479,7 +483,12 @@ class Pod:
     async def stop_children(self, *names: str) -> bool:
         """TERM, then KILL at the deadline. True when the main process did not have to be killed."""
         children = [self.children[name] for name in names if name in self.children]
-        ended = await asyncio.gather(*(self.supervisor.stop(child, self.left) for child in children))
+        services_end = min(self.deadline, asyncio.get_running_loop().time() + SERVICE_GRACE)
+
+        def left(child: Child) -> float:
+            return self.left() if child.name == MAIN else services_end - asyncio.get_running_loop().time()
+
+        ended = await asyncio.gather(*(self.supervisor.stop(child, partial(left, child)) for child in children))
         return all(fine for child, fine in zip(children, ended, strict=True) if child.name == MAIN)
 
     def left(self) -> float:

@@ -20,7 +20,7 @@ from launcher.kernel import Caught
 from launcher.output import Keepsake, Pump
 
 AFTER_KILL = 5.0  # seconds; a process stuck in a driver survives SIGKILL, so every wait after it is bounded
-SWEEP_GRACE = 1.5
+SWEEP_GRACE = 0.5
 RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 

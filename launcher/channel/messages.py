@@ -57,11 +57,10 @@ class Join:
 
 @dataclass(frozen=True)
 class Refused:
-    """leader -> member, then the connection closes. curable: trying again may succeed without anybody's help."""
+    """leader -> member, then the connection closes. code is one word; reason names both sides' values."""
 
     code: str
     reason: str
-    curable: bool = True
 
 
 @dataclass(frozen=True)
