@@ -249,12 +249,15 @@ def plan(
               show_envvar=True, help="Each pod's /dev/shm.")  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, show_envvar=True,
               help="The group channel's port in every pod.")  # fmt: skip
+@click.option("--worker-command", metavar="COMMAND", default=None, show_envvar=True,
+              help="The worker template's command, where it differs; '' for a template without one.")  # fmt: skip
 @click.option("--publish", multiple=True, metavar="[HOST_PORT:]PORT", show_envvar=True,
               help="Make a port of the leader reachable on 127.0.0.1. Repeatable.")  # fmt: skip
 @click.option("--then", metavar="SCRIPT", default=None, show_envvar=True,
               help="When the group serves, run this in its network ($LEADER_IP is set), then end it.")  # fmt: skip
 @click.option("--fault", "faults", multiple=True, metavar="WHAT:INDEX@WHEN", show_envvar=True,
-              help="Break something by schedule: kill:1@10s, kill-engine:0@serving+2s. Repeatable.")  # fmt: skip
+              help="Break something by schedule, e.g. kill:1@10s, kill-engine:0@serving+2s; also term, freeze, late."
+              " Repeatable.")  # fmt: skip
 @click.option("--keep-logs", metavar="DIR", type=click.Path(file_okay=False), default=None, show_envvar=True,
               help="Keep each pod's output, and a result.json, in DIR.")  # fmt: skip
 @backend_options
@@ -266,6 +269,7 @@ def simulate(
     isolation: str,
     shm_size: int,
     port: int,
+    worker_command: str | None,
     publish: tuple[str, ...],
     then: str | None,
     faults: tuple[str, ...],
@@ -293,6 +297,7 @@ def simulate(
             isolation=isolation,
             shm_size=shm_size,
             port=port,
+            worker_command=worker_command,
             publish=publish,
             then=then,
             faults=faults,

@@ -381,9 +381,11 @@ class Pod:
             case MemberLeaving(index, reason) if self.leader and self.leader.formed:
                 return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
             case LeaderSaid(stop):
+                self.told.set_result(None)
                 code = exits.PEER_FAILED if stop.cause else exits.OK
                 return Ending(stop.reason, code, stop.cause, asked=stop.cause is None)
             case LeaderLost(what):
+                self.told.set_result(None)
                 return Ending(what, exits.PEER_FAILED, Cause(0, what))
             case StoryEnded(ConfigError() as error):
                 for line in error.text().splitlines():
@@ -590,9 +592,7 @@ async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]
 
 
 def cannot_start(error: CannotStart) -> ConfigError:
-    return ConfigError(
-        Fault(str(error), "a program that exists in this image and can be executed", "check the command and the image")
-    )
+    return ConfigError(Fault(str(error), "a program of this image that can be executed", error.remedy))
 
 
 def digest(argv: tuple[str, ...]) -> str:

@@ -49,6 +49,10 @@ class Child:
 class CannotStart(Exception):
     """The program is not there or cannot be executed; str() says which and why."""
 
+    def __init__(self, why: str, remedy: str = "check the command and the image") -> None:
+        super().__init__(why)
+        self.remedy = remedy
+
 
 def locate(program: str, environ: Mapping[str, str]) -> str:
     """The program's path, found as execvp would find it. Raises CannotStart."""
@@ -64,7 +68,9 @@ def locate(program: str, environ: Mapping[str, str]) -> str:
     anywhere = shutil.which(program, mode=os.F_OK, path=environ.get("PATH", os.defpath))
     if anywhere:
         raise CannotStart(f"{anywhere} is not executable")
-    raise CannotStart(f"{program} is not on PATH ({environ.get('PATH', os.defpath)})")
+    raise CannotStart(
+        f"{program} is not on PATH", f"check the command and the image; PATH is {environ.get('PATH', os.defpath)}"
+    )
 
 
 class Supervisor:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
+import shlex
 import shutil
 import signal
 import socket
@@ -19,6 +21,10 @@ from launcher import exits
 from launcher.simulate.spec import Spec, dump
 
 PREFIX = "lwsrun-sim-"
+LOOPBACK_LOSES = (
+    "What that loses: the launcher is not PID 1, there is no DNS (the leader is given by address), pods share /tmp,"
+    " /dev/shm, the host name and every wildcard port, and Ray is not tested there."
+)
 # Options of `start` that a simulation hands on, by parameter name.
 HANDED_ON = (
     "backend", "kind", "env", "ray_port", "peer_timeout", "gather_timeout", "drain_timeout", "drain_delay",
@@ -30,6 +36,7 @@ def simulate_group(
     *,
     size: int,
     command: tuple[str, ...],
+    worker_command: str | None,
     start_options: list[str],
     gpus_per_node: int | None,
     isolation: str,
@@ -52,6 +59,8 @@ def simulate_group(
         start_options = [f"--gpus-per-node={gpus_per_node}", *start_options]
         click.echo(f"simulate: {gpus_per_node} GPUs per node are faked (--gpus-per-node): no device is behind them")
     directory = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir="/tmp")
+    # Held until we end, however we end: what can be locked is a leftover.
+    fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX)
     os.chmod(directory, 0o755)
     code = exits.ENDED_UNASKED
     try:
@@ -59,6 +68,7 @@ def simulate_group(
         spec = Spec(
             size=size,
             command=list(command),
+            worker_command=None if worker_command is None else shlex.split(worker_command),
             start_options=start_options,
             environ={k: v for k, v in os.environ.items() if k not in ("LWSRUN_SIZE", "LWSRUN_GPUS_PER_NODE")},
             directory=directory,
@@ -83,6 +93,7 @@ def simulate_group(
 def _isolate(isolation: str) -> bool:
     """Enter the sandbox. False when only loopback addresses are to be had (and wanted)."""
     if isolation == "loopback":
+        click.echo(f"simulate: plain processes on 127.0.0.x. {LOOPBACK_LOSES}", err=True)
         return False
     from launcher.simulate import namespaces
 
@@ -93,12 +104,7 @@ def _isolate(isolation: str) -> bool:
         if isolation == "namespaces":
             remedy = "run as root, or allow unprivileged user namespaces (sysctl kernel.unprivileged_userns_clone=1)"
             raise ConfigError(Fault(reason, "", f"{remedy}; or --isolation loopback")) from None
-        click.echo(
-            f"simulate: {reason}: plain processes on 127.0.0.x instead. What that loses: the launcher is not PID 1,"
-            " there is no DNS (the leader is given by address), pods share /tmp, /dev/shm and every wildcard port,"
-            " and Ray cannot form a cluster of several nodes.",
-            err=True,
-        )
+        click.echo(f"simulate: {reason}: plain processes on 127.0.0.x instead. {LOOPBACK_LOSES}", err=True)
         return False
     return True
 
@@ -139,9 +145,15 @@ def _listen(text: str) -> tuple[socket.socket, int]:
 def remove_leftovers() -> None:
     """What a killed simulation left: the kernel has ended its processes, its directory is still there."""
     for directory in Path("/tmp").glob(PREFIX + "*"):
-        owner = directory.name.removeprefix(PREFIX).split("-")[0]
-        if owner.isdigit() and not Path(f"/proc/{owner}").exists():
-            shutil.rmtree(directory, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                # Without it, the directory is so young that its owner has not locked it yet.
+                if (directory / "spec.json").exists():
+                    shutil.rmtree(directory, ignore_errors=True)
+            finally:
+                os.close(descriptor)
 
 
 def handed_on(values: dict[str, Any]) -> list[str]:

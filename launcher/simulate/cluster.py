@@ -62,11 +62,16 @@ class Cluster:
         self.screen.say(
             f"{spec.size} pods, {'own namespaces each' if spec.isolated else 'plain processes on loopback'}"
         )
-        output = [self.start_pod(index) for index in range(spec.size)]
+        late = {fault.index: fault.after for fault in spec.faults if fault.what == "late"}
+        output = [
+            asyncio.create_task(self.live_late(index, late[index])) if index in late else self.start_pod(index)
+            for index in range(spec.size)
+        ]
         self.moments["start"].set()
         self.background(self.observe())
         for fault in spec.faults:
-            self.background(self.inject(fault))
+            if fault.what != "late":
+                self.background(self.inject(fault))
         if spec.then is not None:
             self.background(self.run_then(spec.then))
         await asyncio.gather(*output)
@@ -89,6 +94,15 @@ class Cluster:
         child = self.supervisor.spawn(self.spec.host(index), argv, dict(os.environ), merge=True)
         self.pods[index] = child
         return asyncio.create_task(self.follow(index, child))
+
+    async def live_late(self, index: int, after: float) -> None:
+        """A pod that is created late; never, when by then the others have ended or the group was deleted."""
+        self.screen.say(f"fault: {member_name(index)} is not created before {after:g} s")
+        while self.age() < after:
+            if self.stopping or len(self.ended) == self.spec.size - 1:
+                return
+            await asyncio.sleep(0.05)
+        await self.start_pod(index)
 
     async def follow(self, index: int, child: Child) -> None:
         """Show and keep a pod's output, line by line, until it ends."""
@@ -140,15 +154,18 @@ class Cluster:
         if pid is None or fault.index in self.ended:
             self.screen.say(f"fault {fault.what}:{fault.index}: the pod is not there")
             return
-        if fault.what == "kill":
-            self.screen.say(f"fault: SIGKILL to the pod of {member_name(fault.index)}")
-            os.kill(pid, signal.SIGKILL)
-            return
-        victims = psutil.Process(pid).children()
-        self.screen.say(f"fault: SIGKILL to {len(victims)} processes under the launcher of {member_name(fault.index)}")
+        launcher = psutil.Process(pid)
+        # The kernel ends a PID namespace with its PID 1: killing that one is killing the pod.
+        victims, number = {
+            "kill": ([launcher], signal.SIGKILL),
+            "kill-engine": (launcher.children(), signal.SIGKILL),
+            "term": ([launcher], signal.SIGTERM),
+            "freeze": ([launcher, *launcher.children(recursive=True)], signal.SIGSTOP),
+        }[fault.what]
+        self.screen.say(f"fault {fault.what}: {number.name} in the pod of {member_name(fault.index)}")
         for victim in victims:
             with contextlib.suppress(psutil.Error):
-                victim.kill()
+                victim.send_signal(number)
 
     def pid_of(self, index: int) -> int | None:
         """The pod's PID 1 as seen from here; the pod wrote it down."""

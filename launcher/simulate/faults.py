@@ -1,4 +1,11 @@
-"""Faults by schedule, as written on the command line: `kill:1@10s`, `kill:0@serving+2s`, `kill-engine:1@formed`."""
+"""Faults by schedule, as written on the command line: `kill:1@10s`, `kill:0@serving+2s`, `late:1@5s`.
+
+kill         SIGKILL to everything in the pod, as when its node or container dies
+kill-engine  SIGKILL to the processes under the launcher
+term         SIGTERM to the pod alone, as when one pod is deleted or evicted
+freeze       SIGSTOP to everything in the pod
+late         the pod is created only then; DNS does not know it before
+"""
 
 from __future__ import annotations
 
@@ -6,7 +13,7 @@ from backends.errors import ConfigError
 from backends.errors import Fault as Wrong
 from launcher.simulate.spec import Fault
 
-KINDS = ("kill", "kill-engine")
+KINDS = ("kill", "kill-engine", "term", "freeze", "late")
 MOMENTS = ("start", "formed", "serving")
 
 
@@ -27,7 +34,7 @@ def parse_fault(text: str, size: int) -> Fault:
         raise ConfigError(
             Wrong(
                 f"--fault {text!r}",
-                f"WHAT:INDEX@WHEN; WHAT is {' or '.join(KINDS)}, INDEX 0 to {size - 1}, WHEN e.g. 10s, formed,"
+                f"WHAT:INDEX@WHEN; WHAT is one of {', '.join(KINDS)}, INDEX 0 to {size - 1}, WHEN e.g. 10s, formed,"
                 " serving+2s",
             )
         )

@@ -62,7 +62,7 @@ def become_launcher(spec: Spec, index: int) -> None:
         environ["TMPDIR"] = "/tmp"
     else:
         environ.update(LWSRUN_POD_IP=spec.ip(index), LWSRUN_LISTEN=spec.ip(index))
-    argv = [sys.executable, "-m", "launcher", "start", *spec.start_options, "--", *spec.command]
+    argv = [sys.executable, "-m", "launcher", "start", *spec.start_options, "--", *spec.command_of(index)]
     os.execve(sys.executable, argv, environ)
 
 

@@ -28,6 +28,7 @@ class Spec:
 
     size: int
     command: list[str]
+    worker_command: list[str] | None  # None: the same
     start_options: list[str]
     environ: dict[str, str]
     directory: str
@@ -43,6 +44,10 @@ class Spec:
     def host(self, index: int) -> str:
         """The pod's host name, as LWS names pods of the first group."""
         return f"{LWS}-0" if index == 0 else f"{LWS}-0-{index}"
+
+    def command_of(self, index: int) -> list[str]:
+        """What stands in this pod's template: the leader's and the worker's may differ."""
+        return self.command if index == 0 or self.worker_command is None else self.worker_command
 
     def ip(self, index: int) -> str:
         number = 10 + index

