@@ -178,6 +178,8 @@ class Cluster:
         """When the group serves: the user's command, in the group's network; then the group is deleted."""
         await self.moments["serving"].wait()
         environ = {**self.spec.environ, "LEADER_IP": self.spec.ip(0), "LEADER_PORT": str(self.spec.port)}
+        for index in self.pods:
+            environ[f"POD_{index}_PID"] = str(self.pid_of(index) or "")
         self.screen.say(f"running: {script}")
         child = self.supervisor.spawn("then", ("/bin/sh", "-c", script), environ)
         self.then_code = await asyncio.shield(child.exited)

@@ -1,0 +1,168 @@
+"""One way in: the backend is the one that the command starts, or that the user names."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.errors import ConfigError
+from backends.group import Group
+from backends.plan import EnvVar, Kind, Main, Node, Options, Plan, Request
+from backends.planner import NAMES, backend_of, make_plan
+
+
+def request(
+    line: str,
+    index: int = 0,
+    size: int = 2,
+    options: Options | None = None,
+    environ: dict[str, str] | None = None,
+    ray: str | None = "2.60.0",
+) -> Request:
+    nodes = tuple(Node(ip=f"10.0.0.1{at}", hostname=f"pod-{at}", gpus=8, ray=ray) for at in range(size))
+    group = Group("my-lws-0.my-lws.default", size, index, "id")
+    return Request(group, nodes, tuple(line.split()), options or Options(), environ or {})
+
+
+def refusal(made: Request) -> str:
+    with pytest.raises(ConfigError) as caught:
+        make_plan(made)
+    return caught.value.text()
+
+
+def test_the_names_that_a_user_may_choose_are_these() -> None:
+    assert NAMES == ("auto", "vllm", "ray", "generic")
+
+
+@pytest.mark.parametrize(
+    ("line", "chosen", "backend"),
+    [
+        ("vllm serve m", "auto", "vllm"),
+        ("vllm serve m", "vllm", "vllm"),
+        ("vllm serve m", "generic", "generic"),
+        ("vllm serve m", "ray", "ray"),
+        ("python3 run.py", "auto", "generic"),
+        ("python3 run.py", "ray", "ray"),
+        ("python3 -m sglang.launch_server", "auto", "sglang"),
+        ("trtllm-serve m", "auto", "tensorrt-llm"),
+        ("torchrun train.py", "auto", "torchrun"),
+    ],
+)
+def test_the_command_decides_unless_the_user_does(line: str, chosen: str, backend: str) -> None:
+    assert backend_of(tuple(line.split()), Options(backend=chosen)) == backend
+
+
+@pytest.mark.parametrize("line", ["python3 run.py", "python3 -m sglang.launch_server --tp 16", "vllm bench serve"])
+def test_a_user_who_says_vllm_must_start_vllm(line: str) -> None:
+    text = refusal(request(line, options=Options(backend="vllm")))
+    assert text.startswith(f"--backend vllm, but no vLLM server was found in: {line}\n")
+    assert "expected: `vllm serve …`" in text
+    assert "to do: write the server's command plainly; --backend generic runs a command as it is" in text
+
+
+@pytest.mark.parametrize(
+    ("line", "engine"),
+    [
+        ("python3 -m sglang.launch_server --tp 16", "sglang"),
+        ("trtllm-serve m --tp_size 16", "tensorrt-llm"),
+        ("torchrun train.py", "torchrun"),
+    ],
+)
+def test_a_known_engine_whose_groups_cannot_be_formed_yet_is_refused(line: str, engine: str) -> None:
+    assert refusal(request(line)) == (
+        f"this version of lwsrun cannot form a group for {engine}\n"
+        "  expected: one of: vllm, ray, generic\n"
+        "  to do: a later version will; --backend generic runs the command unchanged on every pod"
+    )
+
+
+def test_an_engine_inside_a_shell_is_refused() -> None:
+    made = Request(
+        Group("leader", 2, 0, "id"),
+        (Node(ip="10.0.0.1", hostname="a", gpus=8), Node(ip="10.0.0.2", hostname="b", gpus=8)),
+        ("sh", "-c", "vllm serve m -tp 16"),
+    )
+    assert "write: lwsrun start -- vllm serve m -tp 16" in refusal(made)
+
+
+# --- generic ---
+
+
+@pytest.mark.parametrize(("index", "rank"), [(0, "0"), (1, "8")])
+def test_any_other_command_runs_on_every_pod_with_its_placeholders_filled(index: int, rank: str) -> None:
+    plan = make_plan(request("run --leader {leader} --rank {index*gpus}", index=index))
+    assert plan == Plan(
+        backend="generic",
+        mode="as it is",
+        reason="no engine was recognised in the command: every pod runs it unchanged",
+        kind=Kind.JOB,
+        main=Main(("run", "--leader", "my-lws-0.my-lws.default", "--rank", rank), Kind.JOB),
+    )
+
+
+def test_a_generic_command_may_be_a_server() -> None:
+    plan = make_plan(request("run", options=Options(kind=Kind.SERVER)))
+    assert (plan.kind, plan.main) == (Kind.SERVER, Main(("run",), Kind.SERVER))
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("python3 -m sglang.launch_server --tp 8", Kind.SERVER),
+        ("trtllm-serve m --tp_size 8", Kind.SERVER),
+        ("torchrun train.py", Kind.JOB),
+        ("python3 run.py", Kind.JOB),
+    ],
+)
+def test_alone_every_engine_runs_unchanged_and_a_server_stays_a_server(line: str, kind: Kind) -> None:
+    plan = make_plan(request(line, size=1))
+    assert plan.main is not None
+    assert plan.main.argv == tuple(line.split())
+    assert (plan.kind, plan.main.kind) == (kind, kind)
+    assert plan.services == ()
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        request("python3 -m sglang.launch_server --tp 8", size=1),
+        request("vllm serve m", options=Options(backend="generic")),
+    ],
+    ids=["sglang alone", "vllm run as it is"],
+)
+def test_an_engine_that_was_recognised_is_not_said_to_be_unknown(made: Request) -> None:
+    assert "no engine was recognised" not in make_plan(made).reason
+
+
+# --- the user's environment ---
+
+
+def test_env_of_the_user_comes_last_and_may_hold_placeholders() -> None:
+    options = Options(env=(("RANK", "{index}"), ("WORLD", "{size*gpus}"), ("JSON", '{"a": 1}')))
+    assert make_plan(request("run", index=1, options=options)).env == (
+        EnvVar("RANK", "1", "--env"),
+        EnvVar("WORLD", "16", "--env"),
+        EnvVar("JSON", '{"a": 1}', "--env"),
+    )
+
+
+def test_env_of_the_user_wins_over_ours() -> None:
+    options = Options(env=(("VLLM_HOST_IP", "192.168.0.1"), ("RAY_DEDUP_LOGS", "1")))
+    env = make_plan(request("vllm serve m -tp 16", options=options)).env
+    assert [v.value for v in env if v.name == "VLLM_HOST_IP"] == ["192.168.0.1"]
+    assert [v.value for v in env if v.name == "RAY_DEDUP_LOGS"] == ["1"]
+    assert [v.value for v in env if v.name == "RAY_ADDRESS"] == ["10.0.0.10:6379"]
+
+
+def test_env_of_the_user_wins_over_the_pods_environment_too() -> None:
+    options = Options(env=(("VLLM_HOST_IP", "192.168.0.1"),))
+    env = make_plan(request("vllm serve m -tp 16", options=options, environ={"VLLM_HOST_IP": "172.16.0.1"})).env
+    assert [v.value for v in env if v.name == "VLLM_HOST_IP"] == ["192.168.0.1"]
+
+
+# --- purity ---
+
+
+@pytest.mark.parametrize("line", ["vllm serve m -tp 16", "run {index}"])
+@pytest.mark.parametrize("index", [0, 1])
+def test_the_same_request_gives_the_same_plan(line: str, index: int) -> None:
+    assert make_plan(request(line, index)) == make_plan(request(line, index))

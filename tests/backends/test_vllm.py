@@ -1,0 +1,380 @@
+"""vLLM: what a command means in a group, and exactly what each pod does for it."""
+
+from __future__ import annotations
+
+import pytest
+
+from backends.errors import ConfigError
+from backends.group import Group
+from backends.plan import EnvVar, Kind, Main, Node, Options, Plan, PortOpen, RayNodes, Request, Service, Stage
+from backends.vllm import plan_vllm
+
+PYTHON = "/opt/venv/bin/python3"
+GIB = 1 << 30
+
+
+def request(
+    line: str,
+    index: int = 0,
+    gpus: tuple[int, ...] = (8, 8),
+    ray: str | None = "2.60.0",
+    environ: dict[str, str] | None = None,
+    options: Options | None = None,
+) -> Request:
+    nodes = tuple(
+        Node(ip=f"10.0.0.1{at}", hostname=f"pod-{at}", gpus=n, shm_bytes=2 * GIB, python=PYTHON, ray=ray)
+        for at, n in enumerate(gpus)
+    )
+    group = Group("my-lws-0.my-lws.default", len(gpus), index, "id")
+    return Request(group, nodes, tuple(line.split()), options or Options(), environ or {}, {"ray-token": "s3cret"})
+
+
+def refusal(made: Request) -> str:
+    with pytest.raises(ConfigError) as caught:
+        plan_vllm(made)
+    return caught.value.text()
+
+
+def main_line(plan: Plan) -> str:
+    assert plan.main is not None
+    return " ".join(plan.main.argv)
+
+
+RAY_ENV = [
+    ("RAY_ADDRESS", "10.0.0.10:6379"),
+    ("RAY_USAGE_STATS_ENABLED", "0"),
+    ("RAY_DEDUP_LOGS", "0"),
+    ("RAY_memory_monitor_refresh_ms", "0"),
+    ("RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S", "0"),
+    ("RAY_gcs_rpc_server_reconnect_timeout_s", "20"),
+    ("RAY_health_check_failure_threshold", "10"),
+    ("RAY_AUTH_MODE", "token"),
+    ("RAY_AUTH_TOKEN", "s3cret"),
+]
+
+
+# --- two nodes of eight, the whole plan ---
+
+
+def test_the_leader_of_two_nodes_starts_the_head_waits_for_sixteen_gpus_and_serves() -> None:
+    plan = plan_vllm(request("vllm serve m -tp 16 --port 8000"))
+    assert (plan.backend, plan.mode, plan.kind) == ("vllm", "Ray", Kind.SERVER)
+    assert plan.reason == "the image has Ray 2.60.0 and the model spans 2 nodes"
+    assert [(v.name, v.value) for v in plan.env] == [("VLLM_HOST_IP", "10.0.0.10"), *RAY_ENV]
+    assert plan.services == (
+        Service(
+            "ray-head",
+            (
+                PYTHON,
+                "-m",
+                "ray.scripts.scripts",
+                "start",
+                "--head",
+                "--port=6379",
+                "--include-dashboard=false",
+                "--node-ip-address=10.0.0.10",
+                "--num-gpus=8",
+                "--object-store-memory=536870912",
+                "--disable-usage-stats",
+                "--block",
+            ),
+            Stage.ADMITTED,
+            gates=(),
+            watch=("gcs_server", "raylet"),
+        ),
+    )
+    assert plan.gates == (RayNodes("10.0.0.10:6379", (("10.0.0.10", 8), ("10.0.0.11", 8)), PYTHON),)
+    assert plan.main == Main(
+        ("vllm", "serve", "m", "-tp", "16", "--port", "8000", "--distributed-executor-backend", "ray"), Kind.SERVER
+    )
+    assert plan.files == ()
+    assert plan.notes == ()
+
+
+def test_the_worker_of_two_nodes_starts_ray_when_the_head_listens_and_runs_nothing_else() -> None:
+    plan = plan_vllm(request("vllm serve m -tp 16 --port 8000", index=1))
+    assert (plan.backend, plan.mode, plan.kind) == ("vllm", "Ray", Kind.SERVER)
+    assert [(v.name, v.value) for v in plan.env] == [("VLLM_HOST_IP", "10.0.0.11"), *RAY_ENV]
+    assert plan.services == (
+        Service(
+            "ray-worker",
+            (
+                PYTHON,
+                "-m",
+                "ray.scripts.scripts",
+                "start",
+                "--address=10.0.0.10:6379",
+                "--node-ip-address=10.0.0.11",
+                "--num-gpus=8",
+                "--object-store-memory=536870912",
+                "--disable-usage-stats",
+                "--block",
+            ),
+            Stage.ADMITTED,
+            gates=(PortOpen("10.0.0.10", 6379, "the Ray head"),),
+            watch=("raylet",),
+        ),
+    )
+    assert plan.gates == ()
+    assert plan.main is None
+
+
+def test_every_variable_that_is_set_has_its_reason() -> None:
+    assert all(variable.reason for variable in plan_vllm(request("vllm serve m -tp 16")).env)
+
+
+# --- what decides ---
+
+
+@pytest.mark.parametrize("flag", ["--distributed-executor-backend ray", "--distributed_executor_backend=ray"])
+def test_a_user_who_says_ray_gets_ray_and_the_command_is_not_touched(flag: str) -> None:
+    plan = plan_vllm(request(f"vllm serve m -tp 16 {flag}"))
+    assert (plan.mode, plan.reason) == ("Ray", "the command says --distributed-executor-backend ray")
+    assert main_line(plan) == f"vllm serve m -tp 16 {flag}"
+
+
+def test_a_user_who_says_ray_in_an_image_without_ray_is_told_to_add_it() -> None:
+    assert refusal(request("vllm serve m -tp 16 --distributed-executor-backend ray", ray=None)) == (
+        "this image has no Ray\n"
+        f"  expected: the package ray beside {PYTHON}\n"
+        "  to do: add `pip install ray` to the image (stock vLLM images have none since 0.19)"
+    )
+
+
+def test_an_image_without_ray_cannot_yet_span_nodes() -> None:
+    text = refusal(request("vllm serve m -tp 16", ray=None))
+    assert "this version of lwsrun cannot run native multi-node vLLM (--nnodes)" in text
+    assert "the image has no Ray" in text
+    assert "expected: a later version will" in text
+    assert "to do: install ray in the image" in text
+
+
+@pytest.mark.parametrize("index", [0, 1])
+def test_every_pod_of_a_group_refuses_alike(index: int) -> None:
+    assert "needs 8 GPUs; the group has 2 nodes × 8 = 16" in refusal(request("vllm serve m -tp 8", index=index))
+
+
+@pytest.mark.parametrize(
+    ("flags", "named"),
+    [
+        ("--nnodes 2", "--nnodes"),
+        ("--nnodes=2 --node-rank 0", "--nnodes, --node-rank"),
+        ("-n 2 -r 0", "--nnodes, --node-rank"),
+        ("-n2 -r0", "--nnodes, --node-rank"),
+        (
+            "--nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --headless",
+            "--nnodes, --node-rank, --master-addr, --headless",
+        ),
+        ("--headless", "--headless"),
+        ("--master_addr=10.0.0.1", "--master-addr"),
+    ],
+)
+def test_native_multi_node_flags_cannot_be_run_yet(flags: str, named: str) -> None:
+    assert refusal(request(f"vllm serve m -tp 16 {flags}")) == (
+        f"this version of lwsrun cannot run native multi-node vLLM ({named} in the command)\n"
+        "  expected: a later version will\n"
+        "  to do: leave them out and use an image with Ray"
+    )
+
+
+def test_native_flags_beside_ray_contradict_each_other() -> None:
+    text = refusal(request("vllm serve m -tp 16 --nnodes 2 --distributed-executor-backend ray"))
+    assert text == (
+        "--nnodes and --distributed-executor-backend ray contradict each other\n"
+        "  expected: vLLM takes --nnodes with its multiprocessing executor only\n"
+        "  to do: leave out --nnodes: lwsrun tells Ray the nodes"
+    )
+
+
+@pytest.mark.parametrize("executor", ["mp", "uni", "external_launcher"])
+def test_another_executor_than_ray_cannot_be_run_yet(executor: str) -> None:
+    text = refusal(request(f"vllm serve m -tp 16 --distributed-executor-backend {executor}"))
+    assert f"cannot run native multi-node vLLM (--distributed-executor-backend {executor})" in text
+    assert "to do: say --distributed-executor-backend ray, or leave it out" in text
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--data-parallel-size 2",
+        "--data_parallel_size=2",
+        "-dp 2",
+        "-dpl 1",
+        "--data-parallel-size-local 1",
+        "--data-parallel-rank 0",
+        "-dpr 0",
+        "--data-parallel-address 10.0.0.1",
+        "--data-parallel-hybrid-lb",
+        "-dpe",
+    ],
+)
+def test_data_parallelism_over_nodes_cannot_be_run_yet(flags: str) -> None:
+    assert refusal(request(f"vllm serve m -tp 8 {flags}")) == (
+        "this version of lwsrun cannot run vLLM data parallelism over several nodes\n"
+        "  expected: a later version will\n"
+        "  to do: use TP × PP over the group's GPUs"
+    )
+
+
+def test_one_data_parallel_rank_is_no_data_parallelism() -> None:
+    assert main_line(plan_vllm(request("vllm serve m -tp 16 -dp 1"))) == (
+        "vllm serve m -tp 16 -dp 1 --distributed-executor-backend ray"
+    )
+
+
+# --- layouts ---
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "-tp 16",
+        "--tensor-parallel-size=16",
+        "--tensor_parallel_size 16",
+        "--tensor-parallel 16",
+        "-tp 8 -pp 2",
+        "-tp 4 -tp 8 --pipeline_parallel_size=2",
+        "-tp 4 -pp 2 --prefill-context-parallel-size 2",
+        "-pp 16",
+    ],
+)
+def test_a_layout_that_fits_is_run_as_the_user_wrote_it(flags: str) -> None:
+    assert main_line(plan_vllm(request(f"vllm serve m {flags}"))) == (
+        f"vllm serve m {flags} --distributed-executor-backend ray"
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus", "first"),
+    [
+        ("-tp 16", (4, 4), "TP 16 × PP 1 needs 16 GPUs; the group has 2 nodes × 4 = 8"),
+        ("", (8, 8), "TP 1 × PP 1 needs 1 GPU; the group has 2 nodes × 8 = 16"),
+        ("-tp 16 -tp 8", (8, 8), "TP 8 × PP 1 needs 8 GPUs; the group has 2 nodes × 8 = 16"),
+        ("-tp 8 -pp 2 -pcp 2", (8, 8), "TP 8 × PP 2 × PCP 2 needs 32 GPUs; the group has 2 nodes × 8 = 16"),
+    ],
+)
+def test_a_layout_that_does_not_fit_is_refused_before_anything_starts(
+    flags: str, gpus: tuple[int, ...], first: str
+) -> None:
+    assert refusal(request(f"vllm serve m {flags}", gpus=gpus)).splitlines()[0] == first
+
+
+def test_the_refusal_says_what_fits() -> None:
+    text = refusal(request("vllm serve m -tp 16", gpus=(4, 4)))
+    assert "to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 4 nodes" in text
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ("-tp two", "-tp is 'two'\n  expected: a whole number, 1 or more"),
+        ("--tensor-parallel-size", "--tensor-parallel-size has no value\n  expected: --tensor-parallel-size VALUE"),
+        ("-pp 0", "-pp is '0'\n  expected: a whole number, 1 or more"),
+    ],
+)
+def test_a_degree_that_vllm_would_refuse_is_refused_here(flags: str, message: str) -> None:
+    assert refusal(request(f"vllm serve m {flags}")) == message
+
+
+def test_options_after_two_dashes_are_not_read_and_ours_stand_before_them() -> None:
+    made = request("vllm serve -tp 16 -- m")
+    assert main_line(plan_vllm(made)) == "vllm serve -tp 16 --distributed-executor-backend ray -- m"
+
+
+def test_a_placeholder_may_give_the_degree() -> None:
+    assert main_line(plan_vllm(request("vllm serve m -tp {size*gpus}"))) == (
+        "vllm serve m -tp 16 --distributed-executor-backend ray"
+    )
+
+
+def test_a_config_file_is_noted_because_its_sizes_are_not_seen() -> None:
+    (note,) = plan_vllm(request("vllm serve m -tp 16 --config /etc/vllm.yaml")).notes
+    assert "--config FILE is read by vLLM alone" in note
+    assert "give them as flags" in note
+
+
+# --- wrappers ---
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        "numactl -N 0 vllm serve m",
+        "env A=B /opt/venv/bin/vllm serve m",
+        "python3 -u -m vllm.entrypoints.openai.api_server --model m",
+    ],
+)
+def test_flags_are_added_behind_the_engine_and_not_behind_its_wrapper(start: str) -> None:
+    assert main_line(plan_vllm(request(f"{start} -tp 16"))) == f"{start} -tp 16 --distributed-executor-backend ray"
+
+
+# --- what the user set ---
+
+
+def test_what_the_user_set_in_the_environment_is_left_alone() -> None:
+    environ = {"VLLM_HOST_IP": "192.168.0.1", "RAY_ADDRESS": "elsewhere:1", "RAY_DEDUP_LOGS": "1", "RAY_AUTH_MODE": ""}
+    names = [v.name for v in plan_vllm(request("vllm serve m -tp 16", environ=environ)).env]
+    assert names == [
+        "RAY_USAGE_STATS_ENABLED",
+        "RAY_memory_monitor_refresh_ms",
+        "RAY_GRACEFUL_SHUTDOWN_DRAIN_TIMEOUT_S",
+        "RAY_gcs_rpc_server_reconnect_timeout_s",
+        "RAY_health_check_failure_threshold",
+    ]
+
+
+def test_the_user_may_call_a_server_a_job() -> None:
+    plan = plan_vllm(request("vllm serve m -tp 16", options=Options(kind=Kind.JOB)))
+    assert plan.kind is Kind.JOB
+    assert plan.main is not None
+    assert plan.main.kind is Kind.JOB
+
+
+# --- a group of one ---
+
+
+@pytest.mark.parametrize("ray", [None, "2.60.0"])
+def test_a_group_of_one_runs_the_command_unchanged_with_its_own_address(ray: str | None) -> None:
+    plan = plan_vllm(request("vllm serve m -tp 8", gpus=(8,), ray=ray))
+    assert plan == Plan(
+        backend="vllm",
+        mode="single node",
+        reason="the group is this pod alone: the command runs unchanged",
+        kind=Kind.SERVER,
+        env=(EnvVar("VLLM_HOST_IP", "10.0.0.10", "this pod's own address, never guessed"),),
+        main=Main(("vllm", "serve", "m", "-tp", "8"), Kind.SERVER),
+    )
+
+
+def test_a_group_of_one_leaves_the_users_host_ip_alone() -> None:
+    assert plan_vllm(request("vllm serve m", gpus=(8,), environ={"VLLM_HOST_IP": "192.168.0.1"})).env == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "gpus"),
+    [
+        ("", 8),  # several engines may share a node
+        ("-tp 4", 8),
+        ("-tp 4 -dp 2", 8),
+        ("-tp 2 --distributed-executor-backend mp", 8),
+        ("-tp 16", 0),  # GPUs that NVML does not see, or a CPU build
+    ],
+)
+def test_a_group_of_one_may_use_what_the_node_has_or_less(flags: str, gpus: int) -> None:
+    assert (
+        main_line(plan_vllm(request(f"vllm serve m {flags}".strip(), gpus=(gpus,)))) == f"vllm serve m {flags}".strip()
+    )
+
+
+@pytest.mark.parametrize(
+    ("flags", "first"),
+    [
+        ("-tp 16", "TP 16 × PP 1 × DP 1 needs 16 GPUs; the group has 1 node × 8 = 8"),
+        ("-tp 8 -dp 2", "TP 8 × PP 1 × DP 2 needs 16 GPUs; the group has 1 node × 8 = 8"),
+        ("-tp 8 -pp 2 -pcp 2", "TP 8 × PP 2 × PCP 2 × DP 1 needs 32 GPUs; the group has 1 node × 8 = 8"),
+    ],
+)
+def test_a_group_of_one_cannot_use_more_than_the_node_has(flags: str, first: str) -> None:
+    text = refusal(request(f"vllm serve m {flags}", gpus=(8,)))
+    assert text.splitlines()[0] == first
+    assert "to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8; or a group of" in text
