@@ -24,7 +24,7 @@ class Flag:
     def matches(self, token: str) -> bool:
         """Whether this token (without its =value) selects this option."""
         name = token.split("=", 1)[0]
-        if name in self.aliases:
+        if name in self.aliases or self.joined(token):
             return True
         if not name.startswith("--"):
             return False
@@ -34,6 +34,13 @@ class Flag:
         if name == self.name:
             return True
         return self.shortest is not None and len(name) >= len(self.shortest) and self.name.startswith(name)
+
+    def joined(self, token: str) -> str | None:
+        """The value in a token such as -n2, a one-letter option with its value joined to it."""
+        for alias in self.aliases if self.takes_value else ():
+            if len(alias) == 2 and token.startswith(alias) and token[2:].isdigit():
+                return token[2:]
+        return None
 
 
 @dataclass(frozen=True)
@@ -62,6 +69,8 @@ def find(argv: Sequence[str], flag: Flag) -> list[Found]:
             found.append(Found(at, 1, None, name))
         elif equals:
             found.append(Found(at, 1, value, name))
+        elif joined := flag.joined(token):
+            found.append(Found(at, 1, joined, token[:2]))
         elif at + 1 < len(argv) and not _is_option(argv[at + 1]):
             found.append(Found(at, 2, argv[at + 1], name))
         else:
@@ -87,8 +96,8 @@ def whole_number(argv: Sequence[str], flag: Flag, default: int, lowest: int = 1)
     if found is None:
         return default
     value = (found.value or "").strip()
-    digits = value.removeprefix("-").removeprefix("+")
-    if not (digits.isascii() and digits.isdigit()) or int(value) < lowest:
+    digits = value[1:] if value[:1] in ("-", "+") else value
+    if not (digits.isascii() and digits.isdigit() and len(digits) < 10) or int(value) < lowest:
         raise ConfigError(Fault(f"{found.text} is {found.value!r}", f"a whole number, {lowest} or more"))
     return int(value)
 

@@ -94,19 +94,12 @@ def _refuse_shell(argv: tuple[str, ...]) -> None:
     for at, token in enumerate(argv):
         if os.path.basename(token) not in SHELLS:
             continue
-        for flag_at in range(at + 1, len(argv) - 1):
-            flag = argv[flag_at]
-            if not flag.startswith("-") or flag == "--":
-                break
-            if flag.startswith("--") or "c" not in flag:
-                continue
-            script = argv[flag_at + 1]
-            plain = _plain_form(script)
-            if plain is None:
-                return
+        script = _script(argv[at + 1 :])
+        plain = None if script is None else _plain_form(script)
+        if plain is not None:
             raise ConfigError(
                 Fault(
-                    f"the engine is inside a shell: {shlex.join(argv[at : flag_at + 2])}",
+                    f"the engine is inside a shell: {shlex.join(argv[at:])}",
                     "the plain form, as an argument list: flags cannot be added to shell text safely, and a shell as"
                     " parent swallows SIGTERM and exit codes",
                     f"write: lwsrun start -- {plain}",
@@ -114,22 +107,47 @@ def _refuse_shell(argv: tuple[str, ...]) -> None:
             )
 
 
+def _script(arguments: Sequence[str]) -> str | None:
+    """What a shell with these arguments would run because of -c; None without one."""
+    command, value_follows = False, False
+    for token in arguments:
+        if value_follows:
+            value_follows = False
+        elif token == "--":
+            continue
+        elif token[:1] in ("-", "+") and len(token) > 1:
+            letters = "" if token.startswith("--") else token[1:]
+            command = command or (token[0] == "-" and "c" in letters)
+            value_follows = letters.endswith(("o", "O")) or token in ("--rcfile", "--init-file")
+        else:
+            return token if command else None
+    return None
+
+
 def _plain_form(script: str) -> str | None:
     """The engine's command out of a shell script, for showing; None when no engine is in it."""
+    lexer = shlex.shlex(script.replace("\\\n", " "), posix=True, punctuation_chars=";&|()<>\n")
+    lexer.whitespace, lexer.whitespace_split, lexer.commenters = " \t\r", True, ""
     try:
-        lexer = shlex.shlex(script, posix=True, punctuation_chars=True)
-        lexer.whitespace_split = True
         tokens = list(lexer)
     except ValueError:
         tokens = script.split()
     words: list[str] = []
+    target = False  # the next word is where a redirection goes
     for token in [*tokens, ";"]:
-        if token and set(token) <= set(";&|()<>\n"):
+        if set(token) <= set(";&|()<>\n") and token:
+            target = "<" in token or ">" in token
+            if target and words and words[-1] in ("0", "1", "2"):
+                words.pop()  # the descriptor of `2>`
+            if target:
+                continue
             while words and (words[0] == "exec" or ("=" in words[0] and words[0].split("=")[0].isidentifier())):
                 words.pop(0)
-            if words and any(_entry(tuple(words), at, word) for at, word in enumerate(words)):
+            if any(_entry(tuple(words), at, word) for at, word in enumerate(words)):
                 return shlex.join(words)
             words = []
+        elif target:
+            target = False
         else:
             words.append(token)
     return None

@@ -27,11 +27,11 @@ def check_layout(axes: Sequence[tuple[str, int]], nodes: Sequence[Node]) -> None
                 "request GPUs in the pod template; where they are not seen by NVML, say --gpus-per-node N",
             )
         )
+    largest = max(node.gpus for node in nodes)
     remedy = f"fits: {', '.join(fitting(nodes))}"
-    if needed < has:
-        remedy += f"; or a group of {-(-needed // max(nodes[0].gpus, 1))} node(s)"
-    else:
-        remedy += f"; or a group of {-(-needed // max(nodes[0].gpus, 1))} nodes"
+    if needed % largest == 0:
+        count = needed // largest
+        remedy += f"; or a group of {count} node{'s' if count != 1 else ''} with {largest} GPUs each"
     raise ConfigError(
         Fault(f"{asked} needs {needed} GPU{'s' if needed != 1 else ''}; the group has {describe(nodes)}", "", remedy)
     )
@@ -47,8 +47,8 @@ def describe(nodes: Sequence[Node]) -> str:
 
 
 def fitting(nodes: Sequence[Node]) -> list[str]:
-    """TP × PP pairs that use every GPU, TP falling, at most four; pipeline stages never split a node unevenly."""
+    """TP × PP pairs that use every GPU, TP falling, at most four; a stage has whole nodes, never parts of several."""
     total = sum(node.gpus for node in nodes)
     pairs = [(total // pp, pp) for pp in range(1, total + 1) if total % pp == 0]
-    whole = [(tp, pp) for tp, pp in pairs if pp <= len(nodes) or len(nodes) == 1]
+    whole = [(tp, pp) for tp, pp in pairs if len(nodes) == 1 or (pp <= len(nodes) and len(nodes) % pp == 0)]
     return [f"TP {tp} × PP {pp}" for tp, pp in whole[:4]]

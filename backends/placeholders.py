@@ -46,13 +46,16 @@ def _value(inside: str, values: dict[str, str]) -> str | None:
     if inside in values:
         return values[inside]
     factors = [factor.strip() for factor in inside.split("*")]
-    if len(factors) < 2 or not any(factor in values for factor in factors):
-        return None
+    sound = all(
+        factor.isidentifier() or (factor.isascii() and factor.isdigit() and len(factor) < 10) for factor in factors
+    )
+    if len(factors) < 2 or not sound or not any(factor in values for factor in factors):
+        return None  # somebody else's braces, such as JSON
     product = 1
     for factor in factors:
         if factor in NUMBERS:
             product *= int(values[factor])
-        elif factor.isascii() and factor.isdigit():
+        elif factor.isdigit():
             product *= int(factor)
         else:
             raise ConfigError(

@@ -20,6 +20,8 @@ NAMES = ("auto", *PLANNERS)
 def backend_of(argv: tuple[str, ...], options: Options) -> str:
     """The backend's name. Raises ConfigError where the user's choice and the command contradict each other."""
     chosen = options.backend
+    if chosen == "generic":
+        return chosen
     found = detect(argv)
     if chosen == "auto":
         return found.engine

@@ -99,7 +99,8 @@ def cluster_env(request: Request) -> tuple[EnvVar, ...]:
         )
     )
     token = request.secrets.get(TOKEN)
-    if token and supports_token(request.node) and "RAY_AUTH_MODE" not in request.environ:
+    theirs = any(name in request.environ for name in ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"))
+    if token and supports_token(request.node) and not theirs:
         env.append(EnvVar("RAY_AUTH_MODE", "token", f"Ray {request.node.ray} can: nobody else uses this cluster"))
         env.append(EnvVar("RAY_AUTH_TOKEN", token, "minted for this run by the leader", secret=True))
     return tuple(env)

@@ -23,7 +23,6 @@ NNODES = Flag("--nnodes", ("-n",), shortest="--nn")
 NODE_RANK = Flag("--node-rank", ("-r",), shortest="--nod")
 MASTER_ADDR = Flag("--master-addr", shortest="--master-a")
 HEADLESS = Flag("--headless", takes_value=False)
-DP_BACKEND = Flag("--data-parallel-backend", ("-dpb",), shortest="--data-parallel-b")
 DP_SWITCHES = (
     Flag("--data-parallel-size-local", ("-dpl",), shortest="--data-parallel-size-"),
     Flag("--data-parallel-rank", ("-dpn",), shortest="--data-parallel-ra"),
@@ -46,6 +45,7 @@ def plan_vllm(request: Request) -> Plan:
     if context > 1:
         axes.append(("PCP", context))
     if request.group.size == 1:
+        _refuse_more_nodes(arguments)
         data = argv.whole_number(arguments, DP, 1)
         if request.node.gpus:
             _check_fits_one_node([*axes, ("DP", data)], request)
@@ -100,6 +100,18 @@ def _check_fits_one_node(axes: list[tuple[str, int]], request: Request) -> None:
         needed *= degree
     if needed > request.node.gpus:
         check_layout(axes, request.nodes)
+
+
+def _refuse_more_nodes(arguments: tuple[str, ...]) -> None:
+    nodes = argv.whole_number(arguments, NNODES, 1)
+    if nodes > 1:
+        raise ConfigError(
+            Fault(
+                f"--nnodes is {nodes}, but the group's size is 1",
+                "no --nnodes, or a group of that size",
+                "check LWS_GROUP_SIZE or --size",
+            )
+        )
 
 
 def _refuse_data_parallel(arguments: tuple[str, ...]) -> None:

@@ -254,7 +254,7 @@ def plan(
 @click.option("--publish", multiple=True, metavar="[HOST_PORT:]PORT", show_envvar=True,
               help="Make a port of the leader reachable on 127.0.0.1. Repeatable.")  # fmt: skip
 @click.option("--then", metavar="SCRIPT", default=None, show_envvar=True,
-              help="When the group serves, run this in its network, then end it. Sets $LEADER_IP, $POD_0_PID, …")  # fmt: skip
+              help="When the group serves, run this in its network, then end it. $LEADER_IP is set.")  # fmt: skip
 @click.option("--fault", "faults", multiple=True, metavar="WHAT:INDEX@WHEN", show_envvar=True,
               help="Break something by schedule, e.g. kill:1@10s, kill-engine:0@serving+2s; also term, freeze, late."
               " Repeatable.")  # fmt: skip

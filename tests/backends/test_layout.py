@@ -43,7 +43,7 @@ def test_a_layout_that_uses_every_gpu_of_the_group_is_taken(axes: list[tuple[str
             (4, 4),
             [
                 "TP 16 × PP 1 needs 16 GPUs; the group has 2 nodes × 4 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 4 nodes",
+                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 4 nodes with 4 GPUs each",
             ],
         ),
         (
@@ -51,7 +51,7 @@ def test_a_layout_that_uses_every_gpu_of_the_group_is_taken(axes: list[tuple[str
             (8, 8),
             [
                 "TP 8 × PP 3 needs 24 GPUs; the group has 2 nodes × 8 = 16",
-                "  to do: fits: TP 16 × PP 1, TP 8 × PP 2; or a group of 3 nodes",
+                "  to do: fits: TP 16 × PP 1, TP 8 × PP 2; or a group of 3 nodes with 8 GPUs each",
             ],
         ),
         (
@@ -59,7 +59,7 @@ def test_a_layout_that_uses_every_gpu_of_the_group_is_taken(axes: list[tuple[str
             (4, 4),
             [
                 "TP 2 × PP 2 × PCP 3 needs 12 GPUs; the group has 2 nodes × 4 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 3 nodes",
+                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 3 nodes with 4 GPUs each",
             ],
         ),
         (
@@ -67,7 +67,7 @@ def test_a_layout_that_uses_every_gpu_of_the_group_is_taken(axes: list[tuple[str
             (8,),
             [
                 "TP 16 × PP 1 needs 16 GPUs; the group has 1 node × 8 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8; or a group of 2 nodes",
+                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8; or a group of 2 nodes with 8 GPUs each",
             ],
         ),
     ],

@@ -88,7 +88,7 @@ def test_two_pods_serve_one_model_and_stop_with_zero(vllm: Path, simulate: Simul
     done = simulate("--size=2", "--gpus-per-node=1", f"--then={ASK}", command=serve(vllm), limit=400, **ON_CPU)
     assert done.codes() == [0, 0], done.output[-3000:]
     assert done.code == 0
-    answer = json.loads(next(line for line in done.output.splitlines() if line.startswith('{"id"')))
+    answer, _ = json.JSONDecoder().raw_decode(done.output[done.output.index('{"id"') :])
     assert answer["usage"]["completion_tokens"] == 8
     assert answer["model"] == "tiny"
     assert "shows 2 nodes alive with 2 GPUs" in done.log(0)
