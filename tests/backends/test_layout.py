@@ -67,7 +67,8 @@ def test_a_layout_that_uses_every_gpu_of_the_group_is_taken(axes: list[tuple[str
             (8,),
             [
                 "TP 16 × PP 1 needs 16 GPUs; the group has 1 node × 8 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8; or a group of 2 nodes with 8 GPUs each",
+                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8;"
+                " or a group of 2 nodes with 8 GPUs each",
             ],
         ),
     ],
