@@ -262,7 +262,9 @@ class Pod:
         if not self.argv:
             self.argv = tuple(welcome.command)
             log.info("the command comes from the leader: %s", " ".join(self.argv))
+            address = self.the_node.ip
             await self.look_around(group)
+            self.node = replace(self.the_node, ip=address)
         return as_node(welcome.leader, self.the_node)
 
     def facts_at(self, route: str) -> NodeFacts:
@@ -442,6 +444,7 @@ class Pod:
             survivors = await self.supervisor.sweep()
             if survivors:
                 log.error("still alive after SIGKILL: %s", ", ".join(survivors))
+            await asyncio.gather(*(asyncio.to_thread(child.last_words) for child in self.children.values()))
             if self.leader is not None:
                 silent = await self.leader.wait_empty(max(self.left(), 1.0))
                 if silent:
@@ -557,16 +560,11 @@ class Pod:
         """The group as this pod sees it; the leader sees all members."""
         members: list[dict[str, Any]] = []
         if self.group is not None and self.node is not None:
-            me = self.node
-            members.append(
-                {"index": self.group.index, "host": me.hostname, "ip": me.ip, "phase": self.phase, "gpus": me.gpus}
-            )
+            members.append(member_data(self.group.index, node_facts(self.node), self.phase))
         if self.leader is not None:
             for index, seat in sorted(self.leader.seats.items()):
-                node = seat.node
-                members.append(
-                    {"index": index, "host": node.hostname, "ip": node.ip, "phase": seat.phase, "gpus": node.gpus}
-                )
+                heard = {"incarnation": seat.incarnation, "round_trip_seconds": seat.wire.round_trip}
+                members.append(member_data(index, seat.node, seat.phase) | heard)
         return {
             "group": self.group.id if self.group else None,
             "size": self.group.size if self.group else None,
@@ -578,6 +576,7 @@ class Pod:
             "backend": self.plan.backend if self.plan else None,
             "mode": self.plan.mode if self.plan else None,
             "members": members,
+            "joins_refused": self.leader.refused if self.leader else {},
         }
 
 
@@ -598,6 +597,10 @@ def cannot_start(error: CannotStart) -> ConfigError:
 def digest(argv: tuple[str, ...]) -> str:
     """A short digest of the command as it is in the template; the same in all pods of a group."""
     return hashlib.sha256("\0".join(argv).encode()).hexdigest()[:12]
+
+
+def member_data(index: int, node: NodeFacts, phase: str) -> dict[str, Any]:
+    return {"index": index, "host": node.hostname, "ip": node.ip, "phase": phase, "gpus": node.gpus}
 
 
 def node_facts(node: Node) -> NodeFacts:

@@ -21,6 +21,7 @@ from launcher.output import Keepsake, Pump
 
 AFTER_KILL = 5.0  # seconds; a process stuck in a driver survives SIGKILL, so every wait after it is bounded
 SWEEP_GRACE = 0.5
+LAST_OUTPUT = 1.0
 RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
@@ -40,9 +41,12 @@ class Child:
         return not self.exited.done()
 
     def last_words(self) -> str:
-        """The head of its first traceback, or its last lines on stderr."""
+        """The head of its first traceback, or its last lines on stderr, once its output has been passed on.
+
+        Waits for that, but not long: an orphan may hold the pipe open, and our own stdout may be stuck.
+        """
         for pump in self.pumps:
-            pump.join(0.5)
+            pump.join(LAST_OUTPUT)
         return self.keepsake.text()
 
 

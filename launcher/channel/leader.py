@@ -128,9 +128,11 @@ class LeaderSide:
         refusal = self._refusal(join)
         if refusal is not None:
             self.refused[refusal.code] = self.refused.get(refusal.code, 0) + 1
-            if self._last_refusal.get(join.index) != refusal.reason:
+            # Kept for real places only, so that a stranger cannot fill our memory with made-up ones.
+            place = join.index if 0 < join.index < self.group.size else 0
+            if self._last_refusal.get(place) != refusal.reason:
                 log.warning("refused worker %d at %s: %s", join.index, remote, refusal.reason)
-                self._last_refusal[join.index] = refusal.reason
+                self._last_refusal[place] = refusal.reason
             await wire.try_send(refusal)
             return None
         seat = Seat(join.index, join.node, join.incarnation, wire)
@@ -164,8 +166,10 @@ class LeaderSide:
         seat = self.seats.get(join.index)
         if seat is not None:
             return m.Refused("taken", f"index {join.index} is taken by {seat.node.ip} ({seat.node.hostname})")
-        if join.digest is not None and join.digest != self._digest:
+        if join.digest not in (None, self._digest):
             return m.Refused("command", f"its command differs: digest {join.digest}, the leader's is {self._digest}")
+        if join.digest is None:
+            return None  # without a command it does not know its engine yet; its own plan checks what it finds
         for what, theirs, ours in (
             ("engine version", join.node.engine_version, self.node.engine_version),
             ("Ray version", join.node.ray, self.node.ray),

@@ -37,6 +37,13 @@ def test_a_request_is_answered_by_every_node_of_a_three_pod_cluster(simulate: Si
         assert "RAY_AUTH_TOKEN=<secret>" in done.log(index)
 
 
+def test_a_worker_template_without_a_command_joins_the_leaders_cluster(simulate: Simulate) -> None:
+    done = simulate("--size=2", *ON_RAY, "--worker-command=", f"--then={ASK}", command=COMMAND, limit=100)
+    assert done.codes() == [0, 0], done.output[-3000:]
+    assert answer_of(done)["choices"][0]["written_by"] == ["sim-0", "sim-0-1"] * 3
+    assert "the command comes from the leader" in done.log(1)
+
+
 def raylet_death(simulate: Simulate, sabotage: str = "") -> None:
     # SIGTERM is what Ray itself takes for a graceful end: `ray start --block` stays when its raylet goes like this.
     end_raylet = "kill -TERM $(pgrep -x raylet -a | grep 'node_ip_address=10.244.0.11' | cut -d ' ' -f 1)"
