@@ -166,7 +166,8 @@ class Pod:
                 locate(self.argv[0], self.settings.environ)
             except CannotStart as error:
                 raise cannot_start(error) from None
-        self.node = await facts.look(self.settings, self.supervisor, backend, group.size == 1)
+        told = replace(self.settings, argv=self.argv)
+        self.node = await facts.look(told, self.supervisor, backend, group.size == 1)
 
     @property
     def the_node(self) -> Node:
