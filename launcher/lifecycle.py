@@ -280,7 +280,8 @@ class Pod:
         nodes = await self.member.formed
         self.enter("formed")
         log.info("group formed: %d of %d after %.2f s", group.size, group.size, self.age())
-        return tuple(as_node(known, self.the_node) for known in nodes)
+        others = (as_node(known, self.the_node) for known in nodes)
+        return tuple(self.the_node if index == group.index else node for index, node in enumerate(others))
 
     async def serve(self) -> None:
         """Everything after the group has formed: files, services, gates, the main process."""
