@@ -48,8 +48,9 @@ lint: $(VENV)/.ready
 test: lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine" -n 2
 
+TESTS ?= tests/engines
 test-engines: $(VENV)/.ready $(VLLM)/.ready
-	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) $(BIN)/python -m pytest -m engine -v
+	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) $(BIN)/python -m pytest -m engine -v $(TESTS)
 
 bench: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/formation.py

@@ -127,6 +127,7 @@ class Plan:
     services: tuple[Service, ...] = ()
     gates: tuple[Gate, ...] = ()
     main: Main | None = None
+    leader_only: bool = False  # only the leader has a main process: its end is the job's
     notes: tuple[str, ...] = ()
 
 

@@ -47,6 +47,7 @@ def plan_ray(request: Request) -> Plan:
         services=(cluster_service(request),),
         gates=cluster_gates(request),
         main=main,
+        leader_only=True,
     )
 
 

@@ -84,6 +84,7 @@ def plan_vllm(request: Request) -> Plan:
         services=(ray.cluster_service(request),),
         gates=ray.cluster_gates(request),
         main=Main(command.with_arguments(arguments), kind) if request.group.is_leader else None,
+        leader_only=True,
         notes=_notes(arguments),
     )
 

@@ -23,10 +23,11 @@ from launcher.settings import PORT, Settings
 PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
 
 
-def fail(error: ConfigError) -> NoReturn:
+def fail(error: ConfigError, hold_seconds: float = 0) -> NoReturn:
     """Tell the faults and end with the configuration code."""
     for line in error.text().splitlines():
         click.echo(f"lwsrun: {line}", err=True)
+    hold(hold_seconds)
     sys.exit(exits.CONFIG)
 
 
@@ -105,6 +106,11 @@ def make_options(backend: str, kind: str | None, env: tuple[str, ...], ray_port:
 
 def run() -> NoReturn:
     """The whole program. A usage error is a configuration error: in a pod it must not spin either."""
+    open_standard_streams()
+    if os.environ.get("LWSRUN_PORT", "").startswith("tcp://"):
+        # A Service named "lwsrun" in the namespace: Kubernetes injects its address into every pod.
+        del os.environ["LWSRUN_PORT"]
+        click.echo("lwsrun: LWSRUN_PORT is the address of a Service of that name, not ours: ignored", err=True)
     try:
         lwsrun.main(prog_name="lwsrun", standalone_mode=False)
     except click.Abort:
@@ -114,11 +120,31 @@ def run() -> NoReturn:
         sys.exit(exits.CONFIG)
     except click.ClickException as error:
         error.show()
-        if os.getpid() == 1:
-            hold = os.environ.get("LWSRUN_FAILURE_HOLD", "10")
-            signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), float(hold) if hold.isdigit() else 10.0)
+        hold()
         sys.exit(exits.CONFIG)
     sys.exit(0)
+
+
+def hold(seconds: float | None = None) -> None:
+    """As PID 1, do not let a configuration error spin: LWS recreates a group with no backoff. SIGTERM ends the wait."""
+    if os.getpid() != 1:
+        return
+    if seconds is None:
+        try:
+            seconds = SECONDS.convert(os.environ.get("LWSRUN_FAILURE_HOLD", "10s"), None, None)
+        except click.BadParameter:
+            seconds = 10.0
+    signal.sigtimedwait((signal.SIGTERM, signal.SIGINT), seconds)
+
+
+def open_standard_streams() -> None:
+    """A stream that was closed by whoever started us becomes /dev/null, before a pipe of ours takes its number."""
+    for descriptor, name, mode in ((0, "stdin", "r"), (1, "stdout", "w"), (2, "stderr", "w")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
 def use_default_signals() -> None:
@@ -192,14 +218,18 @@ def start(
             **values,
         )
     except ConfigError as error:
-        fail(error)
+        fail(error, values["failure_hold"])
     from launcher.lifecycle import live
+    from launcher.log import drain
 
-    code = asyncio.run(live(settings))
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # Threads that still wait for a pipe of a process that survived SIGKILL must not keep the pod.
-    os._exit(code)
+    async def live_and_leave() -> None:
+        code = await live(settings)
+        drain()
+        # From inside the loop: its end would wait for threads, for one in getaddrinfo as long as DNS is silent, and
+        # for one at a pipe as long as somebody who survived SIGKILL holds it.
+        os._exit(code)
+
+    asyncio.run(live_and_leave())
 
 
 @lwsrun.command(context_settings=PASS_THROUGH)

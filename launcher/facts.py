@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import ipaddress
 import json
 import os
@@ -17,6 +18,7 @@ from backends.plan import Node
 from launcher.settings import Settings
 from launcher.supervisor import CannotStart, Supervisor, locate
 
+VERSIONS_TIMEOUT = 60.0  # seconds; it takes 0.1 on a warm disk
 # Asked of the image's own interpreter; our own may be another.
 VERSIONS = """
 import importlib.metadata as m, json, sys
@@ -144,8 +146,9 @@ def _shebang(program: str, environ: Mapping[str, str]) -> str | None:
 
 async def _versions(supervisor: Supervisor, python: str, environ: Mapping[str, str]) -> dict[str, str | None]:
     try:
-        code, output = await supervisor.run("versions", (python, "-c", VERSIONS, "vllm", "ray"), environ)
-    except CannotStart:
+        async with asyncio.timeout(VERSIONS_TIMEOUT):
+            code, output = await supervisor.run("versions", (python, "-c", VERSIONS, "vllm", "ray"), environ)
+    except (CannotStart, TimeoutError):
         return {}
     try:
         found = json.loads(output) if code == 0 else {}

@@ -76,7 +76,7 @@ async def _ray_nodes(gate: RayNodes, reason: list[str], supervisor: Supervisor, 
         if child.alive:
             supervisor.signal(child, signal.SIGKILL)
     if code != 0:
-        raise GateFailed(f"asking Ray's GCS failed: {exits.describe(code)}; {child.last_words()}")
+        raise GateFailed(f"asking Ray's GCS failed: {exits.describe(code)}; {child.keepsake.text()}")
 
 
 def _missing(seen: dict[str, object], expected: Mapping[str, int]) -> str:

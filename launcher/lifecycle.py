@@ -55,9 +55,11 @@ from launcher.channel.messages import Cause, Done, Failed, Leaving, NodeFacts, P
 MAIN = "main"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 RESERVE = 3.0  # seconds of the drain budget that are kept for services and stragglers
+WORDS = 0.05  # seconds for the last output of a process that has ended
 SERVICE_GRACE = 1.0  # Ray's own shutdown takes seconds and keeps nothing that anybody needs
 FAILURE_GRACE = 5.0  # after a failure nothing can be served any more; long enough to release a GPU
 HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
+LAST_OUTPUT = 2.0  # seconds beyond the drain budget for a reader that is slow to take the engine's last output
 HURRY = 3.0  # what a second SIGTERM leaves of the grace
 
 
@@ -77,11 +79,13 @@ async def live(settings: Settings) -> int:
     story.cancel()
     await asyncio.wait([story])
     code = await pod.wind_down(ending)
+    if ending.failed and pod.groups_cause is not None:
+        ending = replace(ending, cause=pod.groups_cause)
     line = last_line(pod.group, ending, code)
     if ending.failed:
         write_termination_message(settings.termination_log, line, ending)
     (log.error if ending.failed else log.info)("%s", line)
-    if code == exits.CONFIG and os.getpid() == 1:
+    if ending.cause is not None and ending.cause.configuration and os.getpid() == 1 and not pod.signals:
         await pod.hold()
     supervisor.close()
     return code
@@ -112,6 +116,8 @@ class Pod:
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
         self.deadline = float("inf")
+        self.signals = 0  # how often we were asked to stop
+        self.groups_cause: Cause | None = None  # what the leader made the group's first cause
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
 
     # ------------------------------------------------------------------ what should happen
@@ -122,9 +128,9 @@ class Pod:
         await self.look_around(group)
         if group.size == 1:
             self.plan_for(group, (self.the_node,))
+            await self.open_port(group)
             await self.start_services(Stage.ADMITTED)
             await self.serve()
-            await self.open_port(group)
         elif group.is_leader:
             # The head of a Ray cluster needs nobody else: it starts while the group gathers.
             self.plan_for(group, (self.the_node,) * group.size)
@@ -342,8 +348,9 @@ class Pod:
 
     async def await_end(self, child: Child) -> None:
         code = await asyncio.shield(child.exited)
-        words = await asyncio.to_thread(child.last_words)
-        self.emit(ProcessEnded(child.name, code, words))
+        # Not longer: an orphan may hold the pipes open, and whoever speaks first is taken for the first cause.
+        await asyncio.to_thread(child.join_output, WORDS)
+        self.emit(ProcessEnded(child.name, code, child.keepsake.text()))
 
     # ------------------------------------------------------------------ what does happen
 
@@ -358,7 +365,12 @@ class Pod:
         """What one event means: an Ending, or None when life goes on."""
         me = self.group.index if self.group else 0
         match event:
+            case SignalCaught(caught) if caught.sender == os.getpid():
+                pass  # SIGPIPE from our own write to a closed stdout: not for the engine
             case SignalCaught(caught) if caught.number in STOP_SIGNALS:
+                self.signals += 1
+                if not self.finished and any(not child.alive for child in self.children.values()):
+                    return None  # it ended before we were asked to stop: its own event is on its way
                 name = signal.Signals(caught.number).name
                 sender = "from outside the pod" if caught.sender == 0 else f"from pid {caught.sender}"
                 log.info("%s %s: stopping", name, sender)
@@ -386,6 +398,7 @@ class Pod:
                 return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
             case LeaderSaid(stop):
                 self.told.set_result(None)
+                self.groups_cause = stop.cause
                 code = exits.PEER_FAILED if stop.cause else exits.OK
                 return Ending(stop.reason, code, stop.cause, asked=stop.cause is None)
             case LeaderLost(what):
@@ -416,8 +429,7 @@ class Pod:
         """A job has ended when it ended with 0 on every member that runs it."""
         if not self.finished:
             return None
-        workers_run_it = self.the_plan.backend != "ray"
-        if self.leader is not None and workers_run_it and not self.leader.all_done:
+        if self.leader is not None and not self.the_plan.leader_only and not self.leader.all_done:
             return None
         return Ending("the job is done", exits.OK)
 
@@ -446,7 +458,8 @@ class Pod:
             survivors = await self.supervisor.sweep()
             if survivors:
                 log.error("still alive after SIGKILL: %s", ", ".join(survivors))
-            await asyncio.gather(*(asyncio.to_thread(child.last_words) for child in self.children.values()))
+            patience = max(self.left(), 0) + LAST_OUTPUT
+            await asyncio.gather(*(asyncio.to_thread(child.join_output, patience) for child in self.children.values()))
             if self.leader is not None:
                 silent = await self.leader.wait_empty(max(self.left(), 1.0))
                 if silent:
@@ -468,32 +481,35 @@ class Pod:
             return True
         await self.drain_delay(ending, served)
         # The engine drains while the workers still serve it; only then are they told.
-        clean = await self.stop_children(MAIN)
+        clean = await self.stop_children(MAIN, reserve=RESERVE)
         await leader.tell_all(Stop(None, ending.reason))
         return clean
 
     async def wind_down_member(self, member: MemberSide, ending: Ending) -> bool:
         if ending.cause is not None and self.group and ending.cause.index == self.group.index:
             await member.tell(Failed(ending.cause))
-            await self.stopped_by_leader(HEAR_OUT)
+            await self.pause(self.told, HEAR_OUT)
         elif ending.asked and member.formed.done() and not self.told.done():
             await member.tell(Leaving(ending.reason))
-            await self.stopped_by_leader(max(self.left() - RESERVE, 0))
+            await self.pause(self.told, self.settings.drain_timeout)
         return True
 
     async def drain_delay(self, ending: Ending, served: bool) -> None:
         """Let endpoints catch up with our readiness before the engine stops taking requests."""
         main = self.children.get(MAIN)
         if ending.asked and served and main is not None and self.the_plan.kind is Kind.SERVER:
-            await asyncio.wait([main.exited], timeout=min(self.settings.drain_delay, max(self.left() - RESERVE, 0)))
+            await self.pause(main.exited, self.settings.drain_delay)
 
-    async def stop_children(self, *names: str) -> bool:
-        """TERM, then KILL at the deadline. True when the main process did not have to be killed."""
+    async def stop_children(self, *names: str, reserve: float = 0) -> bool:
+        """TERM, then KILL when only the reserve of the deadline is left.
+
+        True when the main process did not have to be killed.
+        """
         children = [self.children[name] for name in names if name in self.children]
         services_end = min(self.deadline, asyncio.get_running_loop().time() + SERVICE_GRACE)
 
         def left(child: Child) -> float:
-            return self.left() if child.name == MAIN else services_end - asyncio.get_running_loop().time()
+            return self.left() - reserve if child.name == MAIN else services_end - asyncio.get_running_loop().time()
 
         ended = await asyncio.gather(*(self.supervisor.stop(child, partial(left, child)) for child in children))
         return all(fine for child, fine in zip(children, ended, strict=True) if child.name == MAIN)
@@ -501,19 +517,27 @@ class Pod:
     def left(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
 
-    async def stopped_by_leader(self, timeout: float) -> None:
-        await asyncio.wait([self.told], timeout=timeout)
+    async def pause(self, until: asyncio.Future[Any], seconds: float) -> None:
+        """Wait, but never into the reserve of a drain budget that a second SIGTERM may shorten meanwhile."""
+        end = asyncio.get_running_loop().time() + seconds
+        while (left := min(end - asyncio.get_running_loop().time(), self.left() - RESERVE)) > 0 and not until.done():
+            await asyncio.wait([until], timeout=min(left, 0.2))
 
     async def mind_events(self) -> None:
         """While winding down: a second SIGTERM shortens the grace, a third ends it; peers may still speak."""
-        asked = 0
         while True:
             match await self.events.get():
                 case SignalCaught(caught) if caught.number in STOP_SIGNALS:
-                    asked += 1
-                    self.deadline = min(self.deadline, asyncio.get_running_loop().time() + (HURRY if asked < 2 else 0))
-                    log.info("%s again: %.0f s left", signal.Signals(caught.number).name, max(self.left(), 0))
-                case LeaderSaid() | LeaderLost():
+                    self.signals += 1
+                    if self.signals > 1:
+                        hurry = HURRY if self.signals == 2 else 0
+                        self.deadline = min(self.deadline, asyncio.get_running_loop().time() + hurry)
+                        log.info("%s again: %.0f s left", signal.Signals(caught.number).name, max(self.left(), 0))
+                case LeaderSaid(stop):
+                    self.groups_cause = stop.cause
+                    if not self.told.done():
+                        self.told.set_result(None)
+                case LeaderLost():
                     if not self.told.done():
                         self.told.set_result(None)
                 case _:
@@ -598,7 +622,7 @@ def cannot_start(error: CannotStart) -> ConfigError:
 
 def digest(argv: tuple[str, ...]) -> str:
     """A short digest of the command as it is in the template; the same in all pods of a group."""
-    return hashlib.sha256("\0".join(argv).encode()).hexdigest()[:12]
+    return hashlib.sha256("\0".join(argv).encode(errors="surrogateescape")).hexdigest()[:12]
 
 
 def member_data(index: int, node: NodeFacts, phase: str) -> dict[str, Any]:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
+import queue
 import sys
+import threading
 import time
 
 log = logging.getLogger("lwsrun")
+WAITING_LINES = 10_000
 
 
 class _Text(logging.Formatter):
@@ -33,10 +37,44 @@ class _Json(logging.Formatter):
         return json.dumps({**fields, "message": record.getMessage()}, ensure_ascii=False)
 
 
+class _Threaded(logging.Handler):
+    """Hands lines to a thread: whoever reads our stderr may stall, and the event loop must not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lines: queue.Queue[str] = queue.Queue(WAITING_LINES)
+        threading.Thread(target=self._write, name="log", daemon=True).start()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with contextlib.suppress(queue.Full):  # nobody has read for a long time: losing lines is the lesser harm
+            self._lines.put_nowait(self.format(record))
+
+    def _write(self) -> None:
+        while True:
+            line = self._lines.get()
+            with contextlib.suppress(OSError, ValueError):
+                sys.stderr.write(line + "\n")
+                sys.stderr.flush()
+            self._lines.task_done()
+
+    def drain(self, timeout: float) -> None:
+        """Wait until everything is written, timeout seconds at most."""
+        deadline = time.monotonic() + timeout
+        while self._lines.unfinished_tasks and time.monotonic() < deadline:
+            time.sleep(0.002)
+
+
 def set_up(who: str, log_format: str = "text") -> None:
     """Log to stderr as this member. Called again once the pod knows its place."""
-    handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Json(who) if log_format == "json" else _Text(who))
-    log.handlers[:] = [handler]
+    if not log.handlers:
+        log.addHandler(_Threaded())
+    log.handlers[0].setFormatter(_Json(who) if log_format == "json" else _Text(who))
     log.setLevel(logging.INFO)
     log.propagate = False
+
+
+def drain(timeout: float = 1.0) -> None:
+    """Before the process ends: let what was logged be written."""
+    for handler in log.handlers:
+        if isinstance(handler, _Threaded):
+            handler.drain(timeout)

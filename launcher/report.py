@@ -40,7 +40,7 @@ def write_termination_message(path: str, line: str, ending: Ending) -> None:
     text = line + "\n"
     if ending.cause is not None and ending.cause.head:
         text += f"first error output of {member_name(ending.cause.index)}:\n{ending.cause.head}\n"
-    data = text.encode()
+    data = text.encode(errors="backslashreplace")
     if len(data) > MESSAGE_LIMIT:
         data = data[:MESSAGE_LIMIT].decode(errors="ignore").encode()
     with contextlib.suppress(OSError):
@@ -49,4 +49,6 @@ def write_termination_message(path: str, line: str, ending: Ending) -> None:
 
 def config_ending(error: ConfigError, index: int) -> Ending:
     """The ending of a pod whose configuration cannot work."""
-    return Ending("configuration", exits.CONFIG, Cause(index, f"configuration: {error}", exits.CONFIG, error.text()))
+    return Ending(
+        "configuration", exits.CONFIG, Cause(index, f"configuration: {error}", exits.CONFIG, error.text(), True)
+    )

@@ -10,6 +10,7 @@ import contextlib
 import os
 import shutil
 import signal
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,6 @@ from launcher.output import Keepsake, Pump
 
 AFTER_KILL = 5.0  # seconds; a process stuck in a driver survives SIGKILL, so every wait after it is bounded
 SWEEP_GRACE = 0.5
-LAST_OUTPUT = 1.0
 RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
@@ -40,14 +40,12 @@ class Child:
     def alive(self) -> bool:
         return not self.exited.done()
 
-    def last_words(self) -> str:
-        """The head of its first traceback, or its last lines on stderr, once its output has been passed on.
-
-        Waits for that, but not long: an orphan may hold the pipe open, and our own stdout may be stuck.
-        """
+    def join_output(self, timeout: float) -> None:
+        """Wait until its output has been passed on, timeout seconds at most: an orphan may hold the pipes open, and
+        our own stdout may be stuck."""
+        deadline = time.monotonic() + timeout
         for pump in self.pumps:
-            pump.join(LAST_OUTPUT)
-        return self.keepsake.text()
+            pump.join(max(deadline - time.monotonic(), 0))
 
 
 class CannotStart(Exception):
@@ -214,13 +212,13 @@ class Supervisor:
                 if self._loop.time() >= deadline:
                     break
                 await asyncio.sleep(0.02)
-        return [f"{process.pid} {process.name()}" for process in self._descendants()]
+        return [str(process.pid) for process in self._descendants()]
 
     def _descendants(self) -> list[psutil.Process]:
         self._reap()
         try:
             return psutil.Process().children(recursive=True)
-        except psutil.Error:
+        except (psutil.Error, OSError):
             return []
 
     async def watch(self, child: Child, names: Sequence[str], on_lost: Callable[[str], None]) -> None:
@@ -230,7 +228,7 @@ class Supervisor:
         """
         missing = set(names)
         while missing and child.alive:
-            with contextlib.suppress(psutil.Error):
+            with contextlib.suppress(psutil.Error, OSError):
                 for process in psutil.Process(child.pid).children(recursive=True):
                     name = process.name()
                     if name in missing:
@@ -242,9 +240,11 @@ class Supervisor:
     def _watch_pid(self, pid: int, on_end: Callable[[], None]) -> None:
         try:
             fd = os.pidfd_open(pid)
-        except OSError:
+        except ProcessLookupError:
             on_end()
             return
+        except OSError:
+            return  # no pidfd here (an old kernel, a sandbox): then nobody watches it, which is no failure of its own
 
         def ended() -> None:
             self._loop.remove_reader(fd)

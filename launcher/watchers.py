@@ -51,6 +51,8 @@ class Watchers:
                 ) from None
             where = f"{host or '*'} port {port}"
             raise ConfigError(Fault(f"cannot listen on {where}: {error.strerror}", "", "--listen, --port")) from None
+        except UnicodeError:
+            raise ConfigError(Fault(f"--listen is {host!r}", "an address or a host name of this pod")) from None
 
     async def close(self) -> None:
         if self._runner is not None:

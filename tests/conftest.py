@@ -53,6 +53,14 @@ class Simulation:
 Simulate = Callable[..., Simulation]
 
 
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    """A test that did not run proves nothing: here a skip is a failure."""
+    skipped = terminalreporter.stats.get("skipped", [])
+    if skipped:
+        terminalreporter.write_line(f"{len(skipped)} tests were skipped: that is a failure here", red=True)
+        terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
 @pytest.fixture
 def simulate(tmp_path: Path) -> Simulate:
     """Run `lwsrun simulate OPTIONS -- COMMAND`; fails loudly where this machine gives no namespaces.

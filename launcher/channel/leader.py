@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
@@ -143,6 +143,8 @@ class LeaderSide:
             await wire.send(self._welcome)
         except Gone:
             del self.seats[join.index]
+            if self.formed:
+                self._emit(MemberLost(join.index, "lost while it was let in"))
             return None
         log.info(
             "worker %d joined from %s (%s, %d GPUs); %d of %d here",
@@ -205,7 +207,7 @@ class LeaderSide:
                     seat.since = asyncio.get_running_loop().time()
                 case m.Failed(cause):
                     # The seat speaks for itself alone, whatever index the message claims.
-                    honest = m.Cause(seat.index, cause.what, cause.exit_code, cause.head)
+                    honest = replace(cause, index=seat.index, what=cause.what[:1000], head=cause.head[:4096])
                     seat.phase = "failed"
                     self._emit(MemberFailed(honest))
                 case m.Leaving(reason):

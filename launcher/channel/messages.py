@@ -25,6 +25,7 @@ class Cause:
     what: str
     exit_code: int | None = None
     head: str = ""
+    configuration: bool = False  # nobody's failure but the configuration's: restarting at once would only spin
 
     def sentence(self) -> str:
         who = "the leader" if self.index == 0 else f"worker {self.index}"
@@ -180,6 +181,11 @@ def _check(hint: Any, value: Any, where: str) -> Any:
         return _build(typing.cast(type[Any], hint), value, where)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
+    if isinstance(value, str):
+        try:
+            value.encode(errors="surrogateescape")  # an argv may hold bytes that are no UTF-8, in Python's spelling
+        except UnicodeEncodeError:
+            raise BadMessage(f"{where} is not text") from None
     plain = isinstance(hint, type) and origin is None and isinstance(value, hint)
     if plain and not (isinstance(value, bool) and hint is not bool):
         return value

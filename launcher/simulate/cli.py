@@ -11,6 +11,7 @@ import signal
 import socket
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -21,6 +22,10 @@ from launcher import exits
 from launcher.simulate.spec import Spec, dump
 
 PREFIX = "lwsrun-sim-"
+# Each pod has its own of these, or gets them by option.
+NOT_FOR_PODS = frozenset(
+    f"LWSRUN_{name}" for name in ("SIZE", "INDEX", "LEADER_ADDRESS", "GROUP_ID", "POD_IP", "LISTEN", "GPUS_PER_NODE")
+)
 LOOPBACK_LOSES = (
     "What that loses: the launcher is not PID 1, there is no DNS (the leader is given by address), pods share /tmp,"
     " /dev/shm, the host name and every wildcard port, and Ray is not tested there."
@@ -51,10 +56,17 @@ def simulate_group(
     from launcher.simulate.faults import parse_fault
 
     parsed = [parse_fault(text, size) for text in faults]
+    try:
+        worker_argv = None if worker_command is None else shlex.split(worker_command)
+    except ValueError as error:
+        raise ConfigError(Fault(f"--worker-command {worker_command!r}: {error}", "a command, quoted")) from None
     remove_leftovers()
     listeners = [_listen(text) for text in publish]
     if keep_logs:
-        Path(keep_logs).mkdir(parents=True, exist_ok=True)
+        try:
+            Path(keep_logs).mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ConfigError(Fault(f"--keep-logs {keep_logs}: {error.strerror}", "a directory to write to")) from None
     if gpus_per_node is not None:
         start_options = [f"--gpus-per-node={gpus_per_node}", *start_options]
         click.echo(f"simulate: {gpus_per_node} GPUs per node are faked (--gpus-per-node): no device is behind them")
@@ -68,9 +80,9 @@ def simulate_group(
         spec = Spec(
             size=size,
             command=list(command),
-            worker_command=None if worker_command is None else shlex.split(worker_command),
+            worker_command=worker_argv,
             start_options=start_options,
-            environ={k: v for k, v in os.environ.items() if k not in ("LWSRUN_SIZE", "LWSRUN_GPUS_PER_NODE")},
+            environ={name: value for name, value in os.environ.items() if name not in NOT_FOR_PODS},
             directory=directory,
             isolated=isolated,
             shm_bytes=shm_size << 20,
@@ -98,6 +110,8 @@ def _isolate(isolation: str) -> bool:
     from launcher.simulate import namespaces
 
     try:
+        # In a child first: what fails half-way (an AppArmor rule against mounts, say) must not leave us half inside.
+        _try(namespaces.enter_sandbox)
         namespaces.enter_sandbox()
     except OSError as error:
         reason = f"this machine allows no namespaces to us ({error})"
@@ -107,6 +121,24 @@ def _isolate(isolation: str) -> bool:
         click.echo(f"simulate: {reason}: plain processes on 127.0.0.x instead. {LOOPBACK_LOSES}", err=True)
         return False
     return True
+
+
+def _try(action: Callable[[], None]) -> None:
+    """Carry an action out in a child that ends at once. Raises the OSError that it raised there."""
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        try:
+            action()
+        except OSError as error:
+            os.write(writing, f"{error.errno} {error}".encode())
+        os._exit(0)
+    os.close(writing)
+    with os.fdopen(reading) as told:
+        number, _, text = told.read().partition(" ")
+    os.waitpid(pid, 0)
+    if number:
+        raise OSError(int(number) if number.isdigit() else 0, text)
 
 
 def _run(spec_file: Path) -> int:
@@ -129,7 +161,7 @@ def _run(spec_file: Path) -> int:
 def _listen(text: str) -> tuple[socket.socket, int]:
     """`[HOST_PORT:]PORT` as a socket that listens on loopback outside the sandbox."""
     outer, colon, inner = text.rpartition(":")
-    if not inner.isdigit() or (colon and not outer.isdigit()):
+    if not _is_port(inner) or (colon and not _is_port(outer)):
         raise ConfigError(Fault(f"--publish {text!r}", "[HOST_PORT:]PORT, e.g. 8000 or 18000:8000"))
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -140,6 +172,10 @@ def _listen(text: str) -> tuple[socket.socket, int]:
     listener.listen()
     listener.set_inheritable(True)
     return listener, int(inner)
+
+
+def _is_port(text: str) -> bool:
+    return text.isascii() and text.isdigit() and 0 < int(text[:9]) < 65536
 
 
 def remove_leftovers() -> None:

@@ -26,6 +26,7 @@ from launcher.simulate.spec import GATEWAY, Fault, Spec, load
 from launcher.supervisor import Child, Supervisor
 
 POLL = 0.2  # seconds between looks at the leader's /group
+RECREATE_GRACE = 40.0  # longer than any pod's own --drain-timeout by default
 STOP_GRACE = 60.0  # pods end by their own --drain-timeout long before
 
 
@@ -69,6 +70,7 @@ class Cluster:
         ]
         self.moments["start"].set()
         self.background(self.observe())
+        self.background(self.end_stragglers())
         for fault in spec.faults:
             if fault.what != "late":
                 self.background(self.inject(fault))
@@ -150,7 +152,8 @@ class Cluster:
     async def inject(self, fault: Fault) -> None:
         await self.moments[fault.since].wait()
         await asyncio.sleep(fault.after)
-        pid = self.pid_of(fault.index)
+        while (pid := self.pid_of(fault.index)) is None and fault.index not in self.ended:
+            await asyncio.sleep(0.02)
         if pid is None or fault.index in self.ended:
             self.screen.say(f"fault {fault.what}:{fault.index}: the pod is not there")
             return
@@ -196,12 +199,31 @@ class Cluster:
         number = signal.SIGTERM if self.stopping == 1 else signal.SIGKILL
         self.screen.say(f"{number.name} to every pod")
         for index in self.pods:
-            pid = self.pid_of(index)
-            if index not in self.ended and pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
+            self.background(self.signal_pod(index, number))
         if self.stopping == 1:
             asyncio.get_running_loop().call_later(STOP_GRACE, self.stop)
+
+    async def signal_pod(self, index: int, number: signal.Signals) -> None:
+        """To the pod's PID 1, as soon as it has one."""
+        while index not in self.ended:
+            pid = self.pid_of(index)
+            if pid is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, number)
+                return
+            await asyncio.sleep(0.02)
+
+    async def end_stragglers(self) -> None:
+        """As the controller recreates a group of which one pod has ended: a frozen pod would stay for ever."""
+        while not self.ended:
+            await asyncio.sleep(POLL)
+        await asyncio.sleep(RECREATE_GRACE)
+        left = [index for index in self.pods if index not in self.ended]
+        self.screen.say(
+            f"{RECREATE_GRACE:g} s after the first pod ended: SIGKILL to {', '.join(map(member_name, left))}"
+        )
+        for index in left:
+            await self.signal_pod(index, signal.SIGKILL)
 
     def exit_code(self) -> int:
         """That of the pod that failed first of its own; 75 only when no pod owns the failure."""
@@ -253,7 +275,8 @@ def main(spec_file: str) -> None:
         kernel.mount("proc", "/proc", "proc")
         namespaces.set_up_network()
     code = asyncio.run(simulate(spec))
-    sys.stdout.flush()
+    with contextlib.suppress(OSError):
+        sys.stdout.flush()
     os._exit(code)
 
 

@@ -30,7 +30,15 @@ def parse_fault(text: str, size: int) -> Fault:
     seconds = _seconds(delay) if delay or not plus else None
     if phase != "start" and not plus:
         seconds = 0.0
-    if not (at and colon and what in KINDS and who.isdigit() and int(who) < size and seconds is not None):
+    if not (
+        at
+        and colon
+        and what in KINDS
+        and who.isascii()
+        and who.isdigit()
+        and int(who[:9]) < size
+        and seconds is not None
+    ):
         raise ConfigError(
             Wrong(
                 f"--fault {text!r}",
@@ -43,6 +51,7 @@ def parse_fault(text: str, size: int) -> Fault:
 
 def _seconds(text: str) -> float | None:
     try:
-        return float(text.removesuffix("s"))
+        seconds = float(text.removesuffix("s"))
     except ValueError:
         return None
+    return seconds if 0 <= seconds < 1e9 else None

@@ -5,8 +5,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
+
+# From here on a SIGTERM stays pending, across exec too, until the launcher takes it.
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+
+import os
 import sys
 from pathlib import Path
 
@@ -37,7 +41,6 @@ def main(spec_file: str, index: int) -> None:
     record(spec, index, pid)
     os.close(go)
     # PID 1's signals come straight from the simulation, as from a kubelet; this process only reports its end.
-    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGINT})
     _, status = os.waitpid(pid, 0)
     os._exit(exits.of_status(status))
 

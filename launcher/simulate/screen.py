@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import sys
 import time
 from typing import Any
@@ -57,8 +59,9 @@ class Screen:
             table.add_column(heading)
         for member in state.get("members", []):
             table.add_row(*(str(member[key]) for key in ("index", "host", "ip", "gpus", "phase")))
-        sys.stdout.flush()
-        self._console.print(table)
+        with contextlib.suppress(BrokenPipeError):
+            sys.stdout.flush()
+            self._console.print(table)
         times = ", ".join(f"{phase} {at:.1f} s" for phase, at in state.get("phases", {}).items())
         self.say(f"phases of the leader: {times}")
 
@@ -81,5 +84,5 @@ class Screen:
         try:
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
-        except BrokenPipeError:
-            pass
+        except BrokenPipeError:  # whoever read us has left; the pods must not notice
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -170,3 +170,40 @@ def test_an_incomplete_group_ends_only_by_gather_timeout_and_names_who_is_missin
     done = simulate("--size=3", "--gather-timeout=3s", "--fault=late:2@start+30s", command=["true"], limit=20)
     assert done.codes()[:2] == [75, 75]
     assert "(--gather-timeout): worker 2" in done.log(0)
+
+
+def test_the_first_to_fail_is_the_cause_although_an_orphan_holds_its_pipes(simulate: Simulate) -> None:
+    # Worker 1 fails first but its orphan keeps stdout open; the leader's engine fails 0.5 s later as a consequence.
+    script = "if [ {index} = 1 ]; then sleep 20 & sleep 1.5; exit 7; else sleep 2; exit 9; fi"
+    done = simulate("--size=2", SERVER, command=["sh", "-c", script], limit=30)
+    assert done.codes() == [75, 7]
+    same_cause(done, "stopped because worker 1: the engine exited 7", [0, 1])
+
+
+def test_the_first_sigterm_is_not_taken_for_the_second_when_the_group_stops_already(simulate: Simulate) -> None:
+    slow = "trap 'sleep 5; exit 0' TERM; while :; do sleep 0.1; done"
+    faults = ("--fault=term:0@serving", "--fault=term:1@serving+1s")
+    done = simulate("--size=2", SERVER, *faults, command=["sh", "-c", f"[ {{index}} = 0 ] && exec sleep 600; {slow}"])
+    assert done.codes() == [0, 0]
+
+
+def test_a_configuration_error_on_one_pod_holds_the_whole_group(simulate: Simulate) -> None:
+    # The worker's own command is taken from the leader and does not exist in its image.
+    done = simulate(
+        "--size=2", "--failure-hold=3s", "--worker-command=/does/not/exist", "--fault=kill:0@start+4s",
+        command=["sleep", "600"], limit=30,
+    )  # fmt: skip
+    assert done.codes() == [137, 78]
+    assert done.pods()[1]["ended"] > 3
+
+
+def test_sigterm_before_the_pods_are_up_is_not_lost(simulate: Simulate) -> None:
+    done = simulate("--size=2", SERVER, "--fault=term:0@0.05s", "--fault=term:1@0.05s", command=SERVE, limit=20)
+    assert done.codes() == [0, 0]
+    assert "serving" not in done.result["group"].get("phases", {})
+
+
+def test_bytes_that_are_no_text_pass_through_arguments(simulate: Simulate) -> None:
+    done = simulate("--size=2", command=["printf", "%s\n", "a\udcffz"])
+    assert done.codes() == [0, 0]
+    assert b"a\xffz" in (done.directory / "sim-0-1.log").read_bytes()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -36,6 +39,39 @@ def test_output_passes_through_byte_for_byte() -> None:
     done = subprocess.run(argv, capture_output=True, timeout=30)
     assert done.stdout == bytes(range(256)) * 9999
     assert b"no newline" in done.stderr
+
+
+def test_a_closed_stdout_costs_the_engine_nothing() -> None:
+    script = f"{shlex.join(LWSRUN)} start --size=1 -- sh -c 'echo lost; sleep 0.5; echo lost; exit 3' | true"
+    done = subprocess.run(["bash", "-c", script + "; exit ${PIPESTATUS[0]}"], capture_output=True, timeout=30)
+    assert done.returncode == 3
+
+
+def test_without_any_standard_stream_the_exit_code_is_still_the_engines() -> None:
+    script = f"{shlex.join(LWSRUN)} start --size=1 -- sh -c 'echo lost; exit 3' <&- >&- 2>&-"
+    assert subprocess.run(["bash", "-c", script], timeout=30).returncode == 3
+
+
+def test_a_slow_reader_gets_the_last_output_whole() -> None:
+    engine = f"{shlex.quote(sys.executable)} -c 'print(\"x\" * 150000)'"
+    script = f"{shlex.join(LWSRUN)} start --size=1 --port=9473 -- {engine} | {{ sleep 3; wc -c; }}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30)
+    assert done.stdout.strip() == "150001"
+
+
+def test_a_stderr_that_nobody_reads_does_not_keep_the_launcher_from_stopping(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stderr")
+    held = os.open(tmp_path / "stderr", os.O_RDWR)  # open, but never read: it fills up
+    engine = "head -c 400000 /dev/zero >&2; sleep 600"
+    argv = [*LWSRUN, "start", "--size=1", "--port=9474", "--drain-timeout=2s", "--", "sh", "-c", engine]
+    with subprocess.Popen(argv, stderr=held, stdout=subprocess.DEVNULL) as process:
+        try:
+            assert select.select([held], [], [], 20)[0]
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(20) in (0, 137)
+        finally:
+            process.kill()
+            os.close(held)
 
 
 def test_a_traceback_is_kept_for_the_report(tmp_path: Path) -> None:
