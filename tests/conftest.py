@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable
@@ -61,6 +62,18 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         terminalreporter._session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@pytest.fixture(autouse=True)
+def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Launchers outside a network namespace of their own must not meet those of a test that runs beside."""
+    monkeypatch.setenv("LWSRUN_PORT", str(free_port()))
+
+
 @pytest.fixture
 def simulate(tmp_path: Path) -> Simulate:
     """Run `lwsrun simulate OPTIONS -- COMMAND`; fails loudly where this machine gives no namespaces.
@@ -90,5 +103,5 @@ def simulate(tmp_path: Path) -> Simulate:
 
 def start(*arguments: str, limit: float = 30, **environ: str) -> subprocess.CompletedProcess[str]:
     """Run `lwsrun ARGUMENTS` as an ordinary process, outside any group."""
-    env = {name: value for name, value in os.environ.items() if not name.startswith(("LWS_", "LWSRUN_"))}
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LWS_")}
     return subprocess.run([*LWSRUN, *arguments], capture_output=True, text=True, timeout=limit, env={**env, **environ})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import LWSRUN, Simulate
+from conftest import LWSRUN, Simulate, free_port
 
 
 def wait_until(true: Callable[[], object], limit: float = 20) -> None:
@@ -147,7 +147,7 @@ exec setpriv --reuid 65534 --regid 65534 --clear-groups env HOME=/ "$@"
 
 
 def test_loopback_says_what_it_loses_and_still_forms_a_group() -> None:
-    argv = [*LWSRUN, "simulate", "--isolation=loopback", "--size=2", "--port=9471", "--", "echo", "from {pod_ip}"]
+    argv = [*LWSRUN, "simulate", "--isolation=loopback", "--size=2", "--", "echo", "from {pod_ip}"]
     done = subprocess.run(argv, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "sim-0-1  | from 127.0.0.11" in done.stdout
@@ -179,14 +179,6 @@ def fetch(url: str) -> str:
             return str(answer.read().decode())
     except OSError:
         return ""
-
-
-def free_port() -> int:
-    import socket
-
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def links_and_mounts() -> tuple[set[str], set[str]]:

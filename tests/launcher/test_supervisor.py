@@ -54,7 +54,7 @@ def test_without_any_standard_stream_the_exit_code_is_still_the_engines() -> Non
 
 def test_a_slow_reader_gets_the_last_output_whole() -> None:
     engine = f"{shlex.quote(sys.executable)} -c 'print(\"x\" * 150000)'"
-    script = f"{shlex.join(LWSRUN)} start --size=1 --port=9473 -- {engine} | {{ sleep 3; wc -c; }}"
+    script = f"{shlex.join(LWSRUN)} start --size=1 -- {engine} | {{ sleep 3; wc -c; }}"
     done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=30)
     assert done.stdout.strip() == "150001"
 
@@ -63,7 +63,7 @@ def test_a_stderr_that_nobody_reads_does_not_keep_the_launcher_from_stopping(tmp
     os.mkfifo(tmp_path / "stderr")
     held = os.open(tmp_path / "stderr", os.O_RDWR)  # open, but never read: it fills up
     engine = "head -c 400000 /dev/zero >&2; sleep 600"
-    argv = [*LWSRUN, "start", "--size=1", "--port=9474", "--drain-timeout=2s", "--", "sh", "-c", engine]
+    argv = [*LWSRUN, "start", "--size=1", "--drain-timeout=2s", "--", "sh", "-c", engine]
     with subprocess.Popen(argv, stderr=held, stdout=subprocess.DEVNULL) as process:
         try:
             assert select.select([held], [], [], 20)[0]
