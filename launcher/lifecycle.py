@@ -1,14 +1,12 @@
 """The story of a pod's life, in order: identify, look around, gather, prepare, serve, wind down, report.
 
 `story` is what should happen; `decide` is the one loop that sees everything that does happen and turns the first
-thing that ends this life into an Ending; `wind_down` carries the ending out. Nothing else ends the pod.
+thing that ends this life into an Ending; drain.py carries the ending out. Nothing else ends the pod.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import hashlib
 import os
 import secrets
 import signal
@@ -24,10 +22,12 @@ from backends.group import Group, member_name, parse_group
 from backends.plan import Kind, Node, Plan, Request, Service, Stage
 from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
-from launcher import exits, facts
+from launcher import exits, facts, status
 from launcher import log as logs
+from launcher.drain import MAIN, STOP_SIGNALS, Drain
 from launcher.gates import GateFailed, pass_gate
 from launcher.log import log
+from launcher.nodes import as_node, digest, node_facts
 from launcher.report import Ending, config_ending, last_line, write_termination_message
 from launcher.settings import Settings
 from launcher.supervisor import CannotStart, Child, Supervisor, locate
@@ -50,17 +50,9 @@ from launcher.channel.events import (
     SignalCaught,
     StoryEnded,
 )
-from launcher.channel.messages import Cause, Done, Failed, Leaving, NodeFacts, Phase, Stop
+from launcher.channel.messages import Cause, Done, NodeFacts, Phase
 
-MAIN = "main"
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-RESERVE = 3.0  # seconds of the drain budget that are kept for services and stragglers
 WORDS = 0.05  # seconds for the last output of a process that has ended
-SERVICE_GRACE = 1.0  # Ray's own shutdown takes seconds and keeps nothing that anybody needs
-FAILURE_GRACE = 5.0  # after a failure nothing can be served any more; long enough to release a GPU
-HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
-LAST_OUTPUT = 2.0  # seconds beyond the drain budget for a reader that is slow to take the engine's last output
-HURRY = 3.0  # what a second SIGTERM leaves of the grace
 
 
 class GatherTimeout(Exception):
@@ -78,7 +70,8 @@ async def live(settings: Settings) -> int:
     ending = await pod.decide()
     story.cancel()
     await asyncio.wait([story])
-    code = await pod.wind_down(ending)
+    drain = Drain(pod)
+    code = await drain.carry_out(ending)
     if ending.failed and pod.groups_cause is not None:
         ending = replace(ending, cause=pod.groups_cause)
     line = last_line(pod.group, ending, code)
@@ -86,7 +79,7 @@ async def live(settings: Settings) -> int:
         write_termination_message(settings.termination_log, line, ending)
     (log.error if ending.failed else log.info)("%s", line)
     if ending.cause is not None and ending.cause.configuration and os.getpid() == 1 and not pod.signals:
-        await pod.hold()
+        await drain.hold()
     supervisor.close()
     return code
 
@@ -115,7 +108,6 @@ class Pod:
         self.watchers: Watchers | None = None
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
-        self.deadline = float("inf")
         self.signals = 0  # how often we were asked to stop
         self.groups_cause: Cause | None = None  # what the leader made the group's first cause
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
@@ -193,7 +185,11 @@ class Pod:
         """Listen for probes, and on the leader for workers."""
         from launcher.watchers import Watchers
 
-        self.watchers = watchers = Watchers(not_ready=self.not_ready, not_started=self.not_started, group=self.describe)
+        self.watchers = watchers = Watchers(
+            not_ready=partial(status.not_ready, self),
+            not_started=partial(status.not_started, self),
+            group=partial(status.describe, self),
+        )
         if group.is_leader and group.size > 1:
             from launcher.channel.leader import LeaderSide
 
@@ -437,123 +433,7 @@ class Pod:
         if not story.cancelled() and (error := story.exception()) is not None:
             self.emit(StoryEnded(error if isinstance(error, Exception) else RuntimeError(repr(error))))
 
-    # ------------------------------------------------------------------ how it ends
-
-    async def wind_down(self, ending: Ending) -> int:
-        """Carry the ending out on this pod, and on the leader for everybody; the exit code."""
-        served = self.phase == "serving"
-        self.enter("draining" if ending.asked else "stopping")
-        budget = self.settings.drain_timeout if ending.asked else min(self.settings.drain_timeout, FAILURE_GRACE)
-        self.deadline = asyncio.get_running_loop().time() + budget
-        minder = asyncio.create_task(self.mind_events())
-        try:
-            if self.leader is not None:
-                clean = await self.wind_down_leader(self.leader, ending, served)
-            elif self.member is not None:
-                clean = await self.wind_down_member(self.member, ending)
-            else:
-                await self.drain_delay(ending, served)
-                clean = await self.stop_children(MAIN)
-            clean = await self.stop_children(*self.children) and clean
-            survivors = await self.supervisor.sweep()
-            if survivors:
-                log.error("still alive after SIGKILL: %s", ", ".join(survivors))
-            patience = max(self.left(), 0) + LAST_OUTPUT
-            await asyncio.gather(*(asyncio.to_thread(child.join_output, patience) for child in self.children.values()))
-            if self.leader is not None:
-                silent = await self.leader.wait_empty(max(self.left(), 1.0))
-                if silent:
-                    log.warning("did not hang up in time: %s", ", ".join(map(member_name, silent)))
-            if self.member is not None:
-                await self.member.close()
-            if self.watchers is not None:
-                await self.watchers.close()
-        finally:
-            minder.cancel()
-            for task in (*self.tasks, *self.watches):
-                task.cancel()
-        return exits.KILLED if ending.asked and not clean else ending.exit_code
-
-    async def wind_down_leader(self, leader: LeaderSide, ending: Ending, served: bool) -> bool:
-        leader.stopping = True
-        if ending.failed:
-            await leader.tell_all(Stop(ending.cause, ending.reason))
-            return True
-        await self.drain_delay(ending, served)
-        # The engine drains while the workers still serve it; only then are they told.
-        clean = await self.stop_children(MAIN, reserve=RESERVE)
-        await leader.tell_all(Stop(None, ending.reason))
-        return clean
-
-    async def wind_down_member(self, member: MemberSide, ending: Ending) -> bool:
-        if ending.cause is not None and self.group and ending.cause.index == self.group.index:
-            await member.tell(Failed(ending.cause))
-            await self.pause(self.told, HEAR_OUT)
-        elif ending.asked and member.formed.done() and not self.told.done():
-            await member.tell(Leaving(ending.reason))
-            await self.pause(self.told, self.settings.drain_timeout)
-        return True
-
-    async def drain_delay(self, ending: Ending, served: bool) -> None:
-        """Let endpoints catch up with our readiness before the engine stops taking requests."""
-        main = self.children.get(MAIN)
-        if ending.asked and served and main is not None and self.the_plan.kind is Kind.SERVER:
-            await self.pause(main.exited, self.settings.drain_delay)
-
-    async def stop_children(self, *names: str, reserve: float = 0) -> bool:
-        """TERM, then KILL when only the reserve of the deadline is left.
-
-        True when the main process did not have to be killed.
-        """
-        children = [self.children[name] for name in names if name in self.children]
-        services_end = min(self.deadline, asyncio.get_running_loop().time() + SERVICE_GRACE)
-
-        def left(child: Child) -> float:
-            return self.left() - reserve if child.name == MAIN else services_end - asyncio.get_running_loop().time()
-
-        ended = await asyncio.gather(*(self.supervisor.stop(child, partial(left, child)) for child in children))
-        return all(fine for child, fine in zip(children, ended, strict=True) if child.name == MAIN)
-
-    def left(self) -> float:
-        return self.deadline - asyncio.get_running_loop().time()
-
-    async def pause(self, until: asyncio.Future[Any], seconds: float) -> None:
-        """Wait, but never into the reserve of a drain budget that a second SIGTERM may shorten meanwhile."""
-        end = asyncio.get_running_loop().time() + seconds
-        while (left := min(end - asyncio.get_running_loop().time(), self.left() - RESERVE)) > 0 and not until.done():
-            await asyncio.wait([until], timeout=min(left, 0.2))
-
-    async def mind_events(self) -> None:
-        """While winding down: a second SIGTERM shortens the grace, a third ends it; peers may still speak."""
-        while True:
-            match await self.events.get():
-                case SignalCaught(caught) if caught.number in STOP_SIGNALS:
-                    self.signals += 1
-                    if self.signals > 1:
-                        hurry = HURRY if self.signals == 2 else 0
-                        self.deadline = min(self.deadline, asyncio.get_running_loop().time() + hurry)
-                        log.info("%s again: %.0f s left", signal.Signals(caught.number).name, max(self.left(), 0))
-                case LeaderSaid(stop):
-                    self.groups_cause = stop.cause
-                    if not self.told.done():
-                        self.told.set_result(None)
-                case LeaderLost():
-                    if not self.told.done():
-                        self.told.set_result(None)
-                case _:
-                    pass
-
-    async def hold(self) -> None:
-        """Kubernetes restarts a group with no backoff: a configuration that cannot work must not spin."""
-        log.info("holding %.0f s before exit (--failure-hold)", self.settings.failure_hold)
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.settings.failure_hold):
-                while True:
-                    event = await self.events.get()
-                    if isinstance(event, SignalCaught) and event.caught.number in STOP_SIGNALS:
-                        return
-
-    # ------------------------------------------------------------------ what others see
+    # ------------------------------------------------------------------ small things
 
     def enter(self, phase: str) -> None:
         self.phase = phase
@@ -569,42 +449,6 @@ class Pod:
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
 
-    def not_ready(self) -> str | None:
-        return None if self.phase == "serving" else f"{self.phase}{self.whom()}"
-
-    def not_started(self) -> str | None:
-        return None if "serving" in self.phases else f"{self.phase}{self.whom()}"
-
-    def whom(self) -> str:
-        if self.phase == "gathering" and self.leader is not None:
-            return f": waiting for {self.leader.why_missing()}"
-        if self.phase == "gathering" and self.member is not None:
-            return f": {self.member.why_waiting}"
-        return ""
-
-    def describe(self) -> dict[str, Any]:
-        """The group as this pod sees it; the leader sees all members."""
-        members: list[dict[str, Any]] = []
-        if self.group is not None and self.node is not None:
-            members.append(member_data(self.group.index, node_facts(self.node), self.phase))
-        if self.leader is not None:
-            for index, seat in sorted(self.leader.seats.items()):
-                heard = {"incarnation": seat.incarnation, "round_trip_seconds": seat.wire.round_trip}
-                members.append(member_data(index, seat.node, seat.phase) | heard)
-        return {
-            "group": self.group.id if self.group else None,
-            "size": self.group.size if self.group else None,
-            "index": self.group.index if self.group else None,
-            "run": self.run,
-            "phase": self.phase,
-            "not_ready": self.not_ready(),
-            "phases": self.phases,
-            "backend": self.plan.backend if self.plan else None,
-            "mode": self.plan.mode if self.plan else None,
-            "members": members,
-            "joins_refused": self.leader.refused if self.leader else {},
-        }
-
 
 async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]) -> tuple[Any, Any]:
     """Both results; the first failure cancels the other and is raised as itself."""
@@ -618,28 +462,3 @@ async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]
 
 def cannot_start(error: CannotStart) -> ConfigError:
     return ConfigError(Fault(str(error), "a program of this image that can be executed", error.remedy))
-
-
-def digest(argv: tuple[str, ...]) -> str:
-    """A short digest of the command as it is in the template; the same in all pods of a group."""
-    return hashlib.sha256("\0".join(argv).encode(errors="surrogateescape")).hexdigest()[:12]
-
-
-def member_data(index: int, node: NodeFacts, phase: str) -> dict[str, Any]:
-    return {"index": index, "host": node.hostname, "ip": node.ip, "phase": phase, "gpus": node.gpus}
-
-
-def node_facts(node: Node) -> NodeFacts:
-    return NodeFacts(node.ip, node.hostname, node.gpus, node.engine_version, node.ray)
-
-
-def as_node(known: NodeFacts, like: Node) -> Node:
-    """A peer's node: what it told, and for the rest as ours (same image, by the join's checks)."""
-    return replace(
-        like,
-        ip=known.ip,
-        hostname=known.hostname,
-        gpus=known.gpus,
-        engine_version=known.engine_version,
-        ray=known.ray,
-    )

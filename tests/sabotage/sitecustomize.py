@@ -83,12 +83,12 @@ def sweep() -> None:
 
 def failure_hold() -> None:
     """A configuration error ends the pod at once."""
-    from launcher.lifecycle import Pod
+    from launcher.drain import Drain
 
-    async def none(self: Pod) -> None:
+    async def none(self: Drain) -> None:
         return
 
-    Pod.hold = none  # type: ignore[method-assign]
+    Drain.hold = none  # type: ignore[method-assign]
 
 
 if os.environ.get("LWSRUN_TEST_SABOTAGE") and sys.orig_argv[1:4] == ["-m", "launcher", "start"]:
