@@ -111,6 +111,45 @@ def a_held_configuration_error(simulate: Simulate, sabotage: str = "") -> None:
     assert "/does/not/exist does not exist" in done.pods()[0]["termination_message"]
 
 
+def first_cause_although_an_orphan_holds_the_pipes(simulate: Simulate, sabotage: str = "") -> None:
+    # Worker 1 fails first but its orphan keeps stdout open; the leader's engine fails 0.5 s later as a consequence.
+    script = "if [ {index} = 1 ]; then sleep 20 & sleep 1.5; exit 7; else sleep 2; exit 9; fi"
+    done = simulate("--size=2", SERVER, command=["sh", "-c", script], limit=30, sabotage=sabotage)
+    assert done.codes() == [75, 7]
+    same_cause(done, "stopped because worker 1: the engine exited 7", [0, 1])
+
+
+def a_configuration_error_on_one_pod(simulate: Simulate, sabotage: str = "") -> None:
+    # The worker's own command is taken from the leader and does not exist in its image.
+    done = simulate(
+        "--size=2", "--failure-hold=3s", "--worker-command=/does/not/exist", "--fault=kill:0@start+4s",
+        command=["sleep", "600"], limit=30, sabotage=sabotage)  # fmt: skip
+    assert done.codes() == [137, 78]
+    assert done.pods()[1]["ended"] > 3
+
+
+def an_engine_that_ignores_sigterm(simulate: Simulate, sabotage: str = "") -> None:
+    stubborn = ["sh", "-c", "trap '' TERM; while :; do sleep 0.2; done"]
+    done = simulate(
+        "--size=1", SERVER, "--drain-timeout=2s", "--then=true", command=stubborn, limit=20, sabotage=sabotage
+    )
+    assert done.codes() == [137]
+
+
+def sigterm_on_a_worker_alone(simulate: Simulate, sabotage: str = "") -> None:
+    done = simulate("--size=3", SERVER, "--fault=term:1@serving", command=SERVE, limit=20, sabotage=sabotage)
+    assert done.codes() == [0, 0, 0]
+    assert "worker 1 was asked to stop" in done.log(0)
+
+
+def a_group_that_stays_incomplete(simulate: Simulate, sabotage: str = "") -> None:
+    done = simulate(
+        "--size=3", "--gather-timeout=3s", "--fault=late:2@start+30s", command=["true"], limit=20, sabotage=sabotage
+    )
+    assert done.codes()[:2] == [75, 75]
+    assert "(--gather-timeout): worker 2" in done.log(0)
+
+
 def same_cause(done: Simulation, sentence: str, indexes: list[int]) -> None:
     """The pods' last lines and termination messages name the same first cause."""
     for index in indexes:
@@ -128,6 +167,11 @@ FAILURES = [
     (different_commands, "command_digest"),
     (leftovers, "sweep"),
     (a_held_configuration_error, "failure_hold"),
+    (a_configuration_error_on_one_pod, "failure_hold"),
+    (first_cause_although_an_orphan_holds_the_pipes, "slow_words"),
+    (an_engine_that_ignores_sigterm, "killing_is_clean"),
+    (sigterm_on_a_worker_alone, "leaving"),
+    (a_group_that_stays_incomplete, "gather_timeout"),
 ]
 
 
@@ -148,36 +192,10 @@ def test_a_worker_whose_template_has_no_command_gets_the_leaders(simulate: Simul
     assert "from 1" in done.said(1)
 
 
-def test_sigterm_on_a_worker_alone_drains_the_group_through_the_leader(simulate: Simulate) -> None:
-    done = simulate("--size=3", SERVER, "--fault=term:1@serving", command=SERVE)
-    assert done.codes() == [0, 0, 0]
-    assert "worker 1 was asked to stop" in done.log(0)
-
-
-def test_an_engine_that_ignores_sigterm_is_killed_after_the_grace_and_that_shows(simulate: Simulate) -> None:
-    stubborn = ["sh", "-c", "trap '' TERM; while :; do sleep 0.2; done"]
-    done = simulate("--size=1", SERVER, "--drain-timeout=2s", "--then=true", command=stubborn)
-    assert done.codes() == [137]
-
-
 def test_a_worker_waits_for_a_leader_that_comes_late(simulate: Simulate) -> None:
     done = simulate("--size=2", "--report-every=1s", "--fault=late:0@start+3s", command=["true"])
     assert done.codes() == [0, 0]
     assert "NXDOMAIN" in done.log(1)
-
-
-def test_an_incomplete_group_ends_only_by_gather_timeout_and_names_who_is_missing(simulate: Simulate) -> None:
-    done = simulate("--size=3", "--gather-timeout=3s", "--fault=late:2@start+30s", command=["true"], limit=20)
-    assert done.codes()[:2] == [75, 75]
-    assert "(--gather-timeout): worker 2" in done.log(0)
-
-
-def test_the_first_to_fail_is_the_cause_although_an_orphan_holds_its_pipes(simulate: Simulate) -> None:
-    # Worker 1 fails first but its orphan keeps stdout open; the leader's engine fails 0.5 s later as a consequence.
-    script = "if [ {index} = 1 ]; then sleep 20 & sleep 1.5; exit 7; else sleep 2; exit 9; fi"
-    done = simulate("--size=2", SERVER, command=["sh", "-c", script], limit=30)
-    assert done.codes() == [75, 7]
-    same_cause(done, "stopped because worker 1: the engine exited 7", [0, 1])
 
 
 def test_the_first_sigterm_is_not_taken_for_the_second_when_the_group_stops_already(simulate: Simulate) -> None:
@@ -185,16 +203,6 @@ def test_the_first_sigterm_is_not_taken_for_the_second_when_the_group_stops_alre
     faults = ("--fault=term:0@serving", "--fault=term:1@serving+1s")
     done = simulate("--size=2", SERVER, *faults, command=["sh", "-c", f"[ {{index}} = 0 ] && exec sleep 600; {slow}"])
     assert done.codes() == [0, 0]
-
-
-def test_a_configuration_error_on_one_pod_holds_the_whole_group(simulate: Simulate) -> None:
-    # The worker's own command is taken from the leader and does not exist in its image.
-    done = simulate(
-        "--size=2", "--failure-hold=3s", "--worker-command=/does/not/exist", "--fault=kill:0@start+4s",
-        command=["sleep", "600"], limit=30,
-    )  # fmt: skip
-    assert done.codes() == [137, 78]
-    assert done.pods()[1]["ended"] > 3
 
 
 def test_sigterm_before_the_pods_are_up_is_not_lost(simulate: Simulate) -> None:

@@ -91,5 +91,46 @@ def failure_hold() -> None:
     Drain.hold = none  # type: ignore[method-assign]
 
 
+def slow_words() -> None:
+    """The end of a process is told only when its last output has been read."""
+    from launcher import lifecycle
+
+    lifecycle.WORDS = 5.0
+
+
+def killing_is_clean() -> None:
+    """That a process had to be killed is not told."""
+    from launcher.supervisor import Supervisor
+
+    stop = Supervisor.stop
+
+    async def forgetful(self: Supervisor, *arguments: object) -> bool:
+        await stop(self, *arguments)  # type: ignore[arg-type]
+        return True
+
+    Supervisor.stop = forgetful  # type: ignore[method-assign,assignment]
+
+
+def leaving() -> None:
+    """The leader does not hear that a member was asked to stop."""
+    from launcher.channel import leader
+
+    leader.MemberLeaving = lambda *_: None  # type: ignore[misc,assignment]
+
+
+def gather_timeout() -> None:
+    """No deadline for gathering."""
+    from dataclasses import replace
+
+    from launcher import lifecycle
+
+    live = lifecycle.live
+
+    async def patient(settings: lifecycle.Settings) -> int:
+        return await live(replace(settings, gather_timeout=None))
+
+    lifecycle.live = patient
+
+
 if os.environ.get("LWSRUN_TEST_SABOTAGE") and sys.orig_argv[1:4] == ["-m", "launcher", "start"]:
     globals()[os.environ["LWSRUN_TEST_SABOTAGE"]]()
