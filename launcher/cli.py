@@ -214,7 +214,6 @@ def start(
             argv=tuple(command),
             environ={k: v for k, v in os.environ.items() if not k.startswith("LWSRUN_")},
             options=chosen,
-            peer_timeout=peer_timeout,
             **values,
         )
     except ConfigError as error:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 OK = 0
@@ -13,8 +14,6 @@ KILLED = 137  # it had to be killed after the grace period
 
 def of_status(status: int) -> int:
     """A wait status as an exit code, as a shell and dumb-init give it: 128 + n for signal n. Source: waitpid(2)."""
-    import os
-
     code = os.waitstatus_to_exitcode(status)
     return code if code >= 0 else 128 - code
 

@@ -124,6 +124,8 @@ class Pod:
             await self.start_services(Stage.ADMITTED)
             await self.serve()
         elif group.is_leader:
+            self.run = secrets.token_hex(4)
+            self.secrets[TOKEN] = secrets.token_hex(32)
             # The head of a Ray cluster needs nobody else: it starts while the group gathers.
             self.plan_for(group, (self.the_node,) * group.size)
             await self.open_port(group)
@@ -193,8 +195,6 @@ class Pod:
         if group.is_leader and group.size > 1:
             from launcher.channel.leader import LeaderSide
 
-            self.run = secrets.token_hex(4)
-            self.secrets[TOKEN] = secrets.token_hex(32)
             self.leader = LeaderSide(
                 group,
                 node_facts(self.the_node),
@@ -202,11 +202,10 @@ class Pod:
                 command=self.argv,
                 digest=digest(self.argv),
                 secrets=self.secrets,
-                peer_timeout=self.settings.peer_timeout,
+                peer_timeout=self.settings.options.peer_timeout,
                 emit=self.emit,
             )
             watchers.app.router.add_get("/join", self.leader.handle_join)
-            self.plan_for(group, (self.the_node,) * group.size)
         await watchers.open(self.settings.listen, self.settings.port)
 
     async def gather(self, group: Group) -> tuple[Node, ...]:
@@ -247,7 +246,7 @@ class Pod:
             digest=digest(self.argv) if self.argv else None,
             incarnation=secrets.token_hex(8),
             node=self.facts_at,
-            peer_timeout=self.settings.peer_timeout,
+            peer_timeout=self.settings.options.peer_timeout,
             report_every=self.settings.report_every,
             emit=self.emit,
         )

@@ -25,7 +25,6 @@ class Settings:
     pod_ip: str | None = None
     listen: str | None = None
     port: int = PORT
-    peer_timeout: float = 15.0
     gather_timeout: float | None = None
     drain_timeout: float = 25.0
     drain_delay: float = 5.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from aiohttp import web
 
@@ -28,7 +28,6 @@ class Seat:
     wire: Wire
     phase: str = "joined"
     done: bool = False
-    since: float = field(default_factory=lambda: asyncio.get_running_loop().time())
 
 
 class LeaderSide:
@@ -181,15 +180,7 @@ class LeaderSide:
         return None
 
     async def _serve(self, seat: Seat) -> None:
-        alive = asyncio.create_task(seat.wire.keep_alive())
-        listening = asyncio.create_task(self._listen(seat))
-        try:
-            await asyncio.wait({alive, listening}, return_when=asyncio.FIRST_COMPLETED)
-            ended = alive if alive.done() else listening
-            error = ended.exception()
-        finally:
-            alive.cancel()
-            listening.cancel()
+        error = await seat.wire.until_gone(self._listen(seat))
         what = f"lost: {error}" if error else "lost"
         if self.seats.get(seat.index) is seat:
             del self.seats[seat.index]
@@ -204,7 +195,6 @@ class LeaderSide:
             match message:
                 case m.Phase(phase):
                     seat.phase = phase
-                    seat.since = asyncio.get_running_loop().time()
                 case m.Failed(cause):
                     # The seat speaks for itself alone, whatever index the message claims.
                     honest = replace(cause, index=seat.index, what=cause.what[:1000], head=cause.head[:4096])

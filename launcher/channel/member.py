@@ -10,6 +10,7 @@ import aiohttp
 import tenacity
 
 from backends.group import Group
+from backends.plan import join_host_port
 from launcher import resolver
 from launcher.channel import messages as m
 from launcher.channel.events import Event, LeaderLost, LeaderSaid
@@ -100,11 +101,10 @@ class MemberSide:
 
     async def _join_at(self, address: str) -> m.Welcome:
         assert self._session is not None
-        host = f"[{address}]" if ":" in address else address
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT * 2):
                 socket = await self._session.ws_connect(
-                    f"ws://{host}:{self._port}/join", max_msg_size=m.MAX_MESSAGE, compress=0
+                    f"ws://{join_host_port(address, self._port)}/join", max_msg_size=m.MAX_MESSAGE, compress=0
                 )
         except TimeoutError:
             raise NotAdmitted("timed out") from None
@@ -137,14 +137,7 @@ class MemberSide:
     async def listen(self) -> None:
         """Until the connection ends; every end that we did not ask for is the loss of the leader."""
         assert self.wire is not None
-        alive = asyncio.create_task(self.wire.keep_alive())
-        hearing = asyncio.create_task(self._hear(self.wire))
-        try:
-            await asyncio.wait({alive, hearing}, return_when=asyncio.FIRST_COMPLETED)
-            error = (alive if alive.done() else hearing).exception()
-        finally:
-            alive.cancel()
-            hearing.cancel()
+        error = await self.wire.until_gone(self._hear(self.wire))
         if not self._closing:
             self._emit(LeaderLost(f"lost: {error}"))
 

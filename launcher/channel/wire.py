@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Coroutine
 from typing import Any, Protocol
 
 from aiohttp import WSCloseCode, WSMsgType
@@ -87,6 +88,16 @@ class Wire:
             number += 1
             self._pinged = (number, now)
             await self.send(Ping(number))
+
+    async def until_gone(self, listening: Coroutine[Any, Any, None]) -> BaseException | None:
+        """Keep alive and listen until either ends; why it ended."""
+        tasks = [asyncio.create_task(self.keep_alive()), asyncio.create_task(listening)]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            return next(task for task in tasks if task.done()).exception()
+        finally:
+            for task in tasks:
+                task.cancel()
 
     async def close(self) -> None:
         with contextlib.suppress(OSError, RuntimeError, TimeoutError):

@@ -20,6 +20,7 @@ from launcher import exits, kernel
 from launcher.kernel import Caught
 from launcher.simulate import namespaces
 from launcher.simulate.dns import serve_dns
+from launcher.simulate.faults import MOMENTS
 from launcher.simulate.publish import publish
 from launcher.simulate.screen import Screen
 from launcher.simulate.spec import GATEWAY, Fault, Spec, load
@@ -40,9 +41,7 @@ class Cluster:
         self.supervisor = Supervisor(self.on_signal)
         self.pods: dict[int, Child] = {}
         self.ended: dict[int, tuple[int, float]] = {}
-        self.moments: dict[str, asyncio.Event] = {
-            name: asyncio.Event() for name in ("start", "formed", "serving", "ended")
-        }
+        self.moments: dict[str, asyncio.Event] = {name: asyncio.Event() for name in MOMENTS}
         self.state: dict[str, Any] = {}
         self.stopping = 0
         self.then_code: int | None = None
@@ -77,8 +76,6 @@ class Cluster:
         if spec.then is not None:
             self.background(self.run_then(spec.then))
         await asyncio.gather(*output)
-        self.moments["ended"].set()
-        await asyncio.sleep(0)
         for task in self.tasks:
             task.cancel()
         self.screen.summary(self.ended)
