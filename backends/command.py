@@ -48,6 +48,11 @@ class Command:
     def arguments(self) -> tuple[str, ...]:
         return self.argv[self.args :]
 
+    @property
+    def is_dynamo(self) -> bool:
+        """A worker behind Dynamo's own front end and with Dynamo's own drain."""
+        return self.argv[self.args - 1].startswith("dynamo.")
+
     def with_arguments(self, arguments: Sequence[str]) -> tuple[str, ...]:
         return (*self.argv[: self.args], *arguments)
 

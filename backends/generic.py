@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from backends.command import detect
+from backends.command import Command, detect
 from backends.errors import ConfigError
 from backends.placeholders import expand_all
-from backends.plan import Kind, Main, Plan, Request
+from backends.plan import Kind, Plan, Request
+from backends.serving import main_process
 
 SERVERS = ("vllm", "sglang", "tensorrt-llm")
 
@@ -17,10 +18,12 @@ def main_argv(request: Request) -> tuple[str, ...]:
 
 def plan_generic(request: Request) -> Plan:
     """The command as it is; nothing is added to it."""
+    argv = main_argv(request)
     try:
-        engine = detect(request.argv).engine
+        command = detect(argv)
     except ConfigError:  # an engine inside a shell: with --backend generic that is the user's own choice
-        engine = "generic"
+        command = Command(argv, "generic", 0, 1)
+    engine = command.engine
     if engine == "generic":
         reason = "no engine was recognised in the command: every pod runs it unchanged"
     elif request.group.size == 1:
@@ -33,5 +36,5 @@ def plan_generic(request: Request) -> Plan:
         mode="as it is",
         reason=reason,
         kind=kind,
-        main=Main(main_argv(request), kind),
+        main=main_process(command, kind),
     )

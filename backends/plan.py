@@ -108,10 +108,16 @@ class Service:
 
 @dataclass(frozen=True)
 class Main:
-    """The process whose end is the end of this pod's part."""
+    """The process whose end is the end of this pod's part.
+
+    serves: where it accepts connections once it has started; until then it may lose a SIGTERM.
+    asked_alone: asked to stop, it ends its children itself, in its order; else its whole process group is asked.
+    """
 
     argv: tuple[str, ...]
     kind: Kind
+    serves: PortOpen | None = None
+    asked_alone: bool = False
 
 
 @dataclass(frozen=True)
@@ -128,18 +134,23 @@ class Plan:
     gates: tuple[Gate, ...] = ()
     main: Main | None = None
     leader_only: bool = False  # only the leader has a main process: its end is the job's
+    decisions: tuple[str, ...] = ()  # what was added to the command, and why, one line each
     notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Options:
-    """What the user chose that is neither identity nor command."""
+    """What the user chose that is neither identity nor command. Times in seconds.
+
+    answering: how long an engine that was asked to stop may go on with the requests that it has.
+    """
 
     backend: str = "auto"
     kind: Kind | None = None
     env: tuple[tuple[str, str], ...] = ()
     ray_port: int = 6379
-    peer_timeout: float = 15.0  # seconds
+    peer_timeout: float = 15.0
+    answering: int = 15
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from backends.plan import (
     join_host_port,
     unless_set,
 )
+from backends.versions import at_least
 
 TOKEN = "ray-token"  # the name in Request.secrets
 TOKEN_SINCE = (2, 52)  # https://docs.ray.io/en/latest/ray-security/token-auth.html
@@ -108,9 +109,7 @@ def cluster_env(request: Request) -> tuple[EnvVar, ...]:
 
 
 def supports_token(node: Node) -> bool:
-    parts = (node.ray or "0").split(".")
-    numbers = tuple(int(part) if part.isdigit() else 0 for part in parts[:2])
-    return numbers >= TOKEN_SINCE
+    return at_least(node.ray, TOKEN_SINCE)
 
 
 def cluster_service(request: Request) -> Service:

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from backends.group import Group, member_name
-from backends.plan import EnvVar, Gate, Node, Plan, RayNodes, Stage
+from backends.plan import EnvVar, Gate, Main, Node, Plan, RayNodes, Stage
 
 SECRET = "<secret, minted per run>"
 
@@ -36,7 +36,8 @@ def plan_data(group: Group, node: Node, plan: Plan) -> dict[str, Any]:
             for s in plan.services
         ],
         "gates": [_gate_data(g) for g in plan.gates],
-        "main": None if plan.main is None else {"argv": list(plan.main.argv), "kind": plan.main.kind.value},
+        "main": None if plan.main is None else _main_data(plan.main),
+        "decisions": list(plan.decisions),
         "notes": list(plan.notes),
     }
 
@@ -65,8 +66,14 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
         lines.append(f"  run     {shlex.join(plan.main.argv)}  ({plan.main.kind.value})")
     else:
         lines.append("  run     nothing more: the services above are this pod's part")
+    lines.extend(f"  added   {decision}" for decision in plan.decisions)
     lines.extend(f"  note    {note}" for note in plan.notes)
     return "\n".join(lines)
+
+
+def _main_data(main: Main) -> dict[str, Any]:
+    serves = None if main.serves is None else _gate_data(main.serves)
+    return {"argv": list(main.argv), "kind": main.kind.value, "serves": serves, "asked_alone": main.asked_alone}
 
 
 def _watch(names: tuple[str, ...]) -> str:

@@ -6,13 +6,17 @@ prefixes are those that argparse accepts for its whole option list.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from backends import argv, ray
 from backends.argv import Flag
 from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
 from backends.layout import check_layout
-from backends.plan import EnvVar, Kind, Main, Plan, Request, unless_set
+from backends.plan import EnvVar, Kind, Plan, Request, unless_set
+from backends.serving import main_process
+from backends.versions import at_least
 
 TP = Flag("--tensor-parallel-size", ("-tp",), shortest="--te")
 PP = Flag("--pipeline-parallel-size", ("-pp",), shortest="--pi")
@@ -33,6 +37,9 @@ DP_SWITCHES = (
     Flag("--data-parallel-multi-port-external-lb", ("-dpm",), shortest="--data-parallel-m", takes_value=False),
 )
 CONFIG = Flag("--config")
+SHUTDOWN = Flag("--shutdown-timeout", shortest="--shu")
+NEWEST = "0.33.0"  # that these rules were read from
+DRAINS_SINCE = (0, 18)  # https://github.com/vllm-project/vllm/pull/36666
 
 
 def plan_vllm(request: Request) -> Plan:
@@ -44,6 +51,7 @@ def plan_vllm(request: Request) -> Plan:
     context = argv.whole_number(arguments, PCP, 1)
     if context > 1:
         axes.append(("PCP", context))
+    arguments, drain = (arguments, ()) if command.is_dynamo else _with_drain(arguments, request)
     if request.group.size == 1:
         _refuse_more_nodes(arguments)
         data = argv.whole_number(arguments, DP, 1)
@@ -52,10 +60,12 @@ def plan_vllm(request: Request) -> Plan:
         return Plan(
             backend="vllm",
             mode="single node",
-            reason="the group is this pod alone: the command runs unchanged",
+            reason="the group is this pod alone",
             kind=kind,
             env=host_ip(request),
-            main=Main(command.argv, kind),
+            main=main_process(replace(command, argv=command.with_arguments(arguments)), kind),
+            decisions=drain,
+            notes=_notes(arguments, request),
         )
     executor = argv.text(arguments, EXECUTOR)
     _refuse_data_parallel(arguments)
@@ -83,9 +93,12 @@ def plan_vllm(request: Request) -> Plan:
         env=(*host_ip(request), *ray.cluster_env(request)),
         services=(ray.cluster_service(request),),
         gates=ray.cluster_gates(request),
-        main=Main(command.with_arguments(arguments), kind) if request.group.is_leader else None,
+        main=main_process(replace(command, argv=command.with_arguments(arguments)), kind)
+        if request.group.is_leader
+        else None,
         leader_only=True,
-        notes=_notes(arguments),
+        decisions=drain if request.group.is_leader else (),
+        notes=_notes(arguments, request),
     )
 
 
@@ -148,7 +161,26 @@ def _not_yet(what: str, remedy: str) -> Fault:
     return Fault(f"this version of lwsrun cannot run {what}", "a later version will", remedy)
 
 
-def _notes(arguments: tuple[str, ...]) -> tuple[str, ...]:
+def _with_drain(arguments: tuple[str, ...], request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The arguments with vLLM's own drain switched on, and why: without it a SIGTERM aborts every request."""
+    seconds = request.options.answering
+    theirs = argv.find(arguments, SHUTDOWN) or argv.find(arguments, CONFIG)  # a flag would win over the file
+    if theirs or not at_least(request.node.engine_version, DRAINS_SINCE) or seconds < 1:
+        return arguments, ()
+    reason = "asked to stop, vLLM answers the requests that it has for so long, instead of aborting them"
+    return argv.add(arguments, SHUTDOWN, str(seconds)), (f"{SHUTDOWN.name} {seconds}: {reason}",)
+
+
+def _notes(arguments: tuple[str, ...], request: Request) -> tuple[str, ...]:
+    notes = []
     if argv.find(arguments, CONFIG):
-        return ("--config FILE is read by vLLM alone: sizes that it sets are not seen here, give them as flags",)
-    return ()
+        notes.append("--config FILE is read by vLLM alone: sizes that it sets are not seen here, give them as flags")
+        if not argv.find(arguments, SHUTDOWN):
+            notes.append(f"{SHUTDOWN.name} is left to --config FILE: without it a SIGTERM aborts every request")
+    drain = argv.whole_number(arguments, SHUTDOWN, 0, lowest=0)
+    if drain > request.options.answering:
+        notes.append(
+            f"{SHUTDOWN.name} {drain} does not fit: {request.options.answering} s are left for it; raise"
+            " --drain-timeout, and terminationGracePeriodSeconds above that"
+        )
+    return tuple(notes)

@@ -16,7 +16,13 @@ SHM = 8 << 30
 
 
 def preview(
-    argv: tuple[str, ...], size: int, gpus: int, ray: str | None, options: Options, index: int | None
+    argv: tuple[str, ...],
+    size: int,
+    gpus: int,
+    ray: str | None,
+    engine: str,
+    options: Options,
+    index: int | None,
 ) -> list[tuple[dict[str, Any], str]]:
     """(data, text) for each pod, or for one. Raises ConfigError, also for an index outside the group."""
     if index is not None and index >= size:
@@ -29,6 +35,7 @@ def preview(
             gpus_from="--gpus-per-node",
             shm_bytes=SHM,
             ray=ray,
+            engine_version=engine,
         )
         for i in range(size)
     )

@@ -98,14 +98,24 @@ def test_a_service_without_a_gate_starts_at_its_stage(index: int, stage: Stage, 
     )
 
 
-def test_files_and_notes_are_shown_but_not_the_files_content() -> None:
+def test_files_decisions_and_notes_are_shown_but_not_the_files_content() -> None:
     made = request()
     plan = Plan(
-        "x", "y", "why", Kind.JOB, files=(File("/tmp/hosts", "10.0.0.1\n", 0o600, "for mpirun"),), notes=("mind",)
+        "x",
+        "y",
+        "why",
+        Kind.JOB,
+        files=(File("/tmp/hosts", "10.0.0.1\n", 0o600, "for mpirun"),),
+        decisions=("--this 1: so that it works", "--that: because"),
+        notes=("mind",),
     )
     text = plan_text(made.group, made.node, plan)
     assert "  write   /tmp/hosts (0600): for mpirun" in text
-    assert "  note    mind" in text
+    assert text.splitlines()[-3:] == [
+        "  added   --this 1: so that it works",
+        "  added   --that: because",
+        "  note    mind",
+    ]
     assert "10.0.0.1\n" not in text
 
 
@@ -130,6 +140,7 @@ def test_the_data_is_stable_and_complete() -> None:
         "services",
         "gates",
         "main",
+        "decisions",
         "notes",
     }
     assert (data["index"], data["size"], data["host"], data["ip"], data["gpus"]) == (1, 2, "pod-1", "10.0.0.11", 8)
@@ -159,7 +170,7 @@ def test_the_data_is_stable_and_complete() -> None:
         }
     ]
     assert data["main"] is None
-    assert (data["files"], data["gates"], data["notes"]) == ([], [], [])
+    assert (data["files"], data["gates"], data["decisions"], data["notes"]) == ([], [], [], [])
 
 
 def test_the_leaders_data_holds_its_gate_and_its_main_process() -> None:
@@ -170,7 +181,21 @@ def test_the_leaders_data_holds_its_gate_and_its_main_process() -> None:
     assert data["main"] == {
         "argv": ["vllm", "serve", "m", "-tp", "16", "--distributed-executor-backend", "ray"],
         "kind": "server",
+        "serves": {"gate": "port-open", "host": "localhost", "port": 8000, "what": "vllm"},
+        "asked_alone": True,
     }
+
+
+def test_a_main_process_that_serves_nowhere_says_so_in_the_data() -> None:
+    data = json.loads(json.dumps(data_of(request("run --fast"))))
+    assert data["main"] == {"argv": ["run", "--fast"], "kind": "job", "serves": None, "asked_alone": False}
+
+
+def test_decisions_and_notes_are_in_the_data_as_they_are() -> None:
+    made = request()
+    plan = Plan("x", "y", "why", Kind.JOB, decisions=("--this 1: so that it works",), notes=("mind",))
+    data = json.loads(json.dumps(plan_data(made.group, made.node, plan)))
+    assert (data["decisions"], data["notes"]) == (["--this 1: so that it works"], ["mind"])
 
 
 def test_a_files_mode_is_octal() -> None:

@@ -20,9 +20,18 @@ def request(
     ray: str | None = "2.60.0",
     environ: dict[str, str] | None = None,
     options: Options | None = None,
+    engine_version: str | None = None,
 ) -> Request:
     nodes = tuple(
-        Node(ip=f"10.0.0.1{at}", hostname=f"pod-{at}", gpus=n, shm_bytes=2 * GIB, python=PYTHON, ray=ray)
+        Node(
+            ip=f"10.0.0.1{at}",
+            hostname=f"pod-{at}",
+            gpus=n,
+            shm_bytes=2 * GIB,
+            python=PYTHON,
+            engine_version=engine_version,
+            ray=ray,
+        )
         for at, n in enumerate(gpus)
     )
     group = Group("my-lws-0.my-lws.default", len(gpus), index, "id")
@@ -85,9 +94,13 @@ def test_the_leader_of_two_nodes_starts_the_head_waits_for_sixteen_gpus_and_serv
     )
     assert plan.gates == (RayNodes("10.0.0.10:6379", (("10.0.0.10", 8), ("10.0.0.11", 8)), PYTHON),)
     assert plan.main == Main(
-        ("vllm", "serve", "m", "-tp", "16", "--port", "8000", "--distributed-executor-backend", "ray"), Kind.SERVER
+        ("vllm", "serve", "m", "-tp", "16", "--port", "8000", "--distributed-executor-backend", "ray"),
+        Kind.SERVER,
+        serves=PortOpen("localhost", 8000, "vllm"),
+        asked_alone=True,
     )
     assert plan.files == ()
+    assert plan.decisions == ()
     assert plan.notes == ()
 
 
@@ -288,9 +301,154 @@ def test_a_placeholder_may_give_the_degree() -> None:
 
 
 def test_a_config_file_is_noted_because_its_sizes_are_not_seen() -> None:
-    (note,) = plan_vllm(request("vllm serve m -tp 16 --config /etc/vllm.yaml")).notes
-    assert "--config FILE is read by vLLM alone" in note
-    assert "give them as flags" in note
+    sizes, drain = plan_vllm(request("vllm serve m -tp 16 --config /etc/vllm.yaml", engine_version="0.33.0")).notes
+    assert "--config FILE is read by vLLM alone" in sizes
+    assert "give them as flags" in sizes
+    assert "--shutdown-timeout is left to --config FILE" in drain
+
+
+def test_no_drain_is_added_over_a_config_file_or_to_dynamo() -> None:
+    for command in ("vllm serve m -tp 16 --config /etc/vllm.yaml", "python3 -m dynamo.vllm -tp 16 --model m"):
+        plan = plan_vllm(request(command, engine_version="0.33.0"))
+        assert plan.decisions == ()
+        assert "--shutdown-timeout" not in main_line(plan)
+
+
+# --- the drain: vLLM answers what it has when it is asked to stop ---
+
+WHY = "asked to stop, vLLM answers the requests that it has for so long, instead of aborting them"
+
+
+@pytest.mark.parametrize("version", ["0.18.0", "0.18rc1", "0.18.1rc1.dev3+gabc", "0.33.0", "0.32.0+cpu", "1.0.0"])
+def test_a_vllm_that_can_drain_is_told_to_and_that_is_told_as_a_decision(version: str) -> None:
+    plan = plan_vllm(request("vllm serve m -tp 16", engine_version=version))
+    assert main_line(plan) == "vllm serve m -tp 16 --shutdown-timeout 15 --distributed-executor-backend ray"
+    assert plan.decisions == (f"--shutdown-timeout 15: {WHY}",)
+    assert plan.notes == ()
+
+
+@pytest.mark.parametrize("version", [None, "0.17.9", "0.9.2", "0.8.5.post1", "0.1.dev1+gabc", "unknown"])
+def test_a_vllm_that_cannot_drain_or_is_not_known_is_left_as_it_is(version: str | None) -> None:
+    plan = plan_vllm(request("vllm serve m -tp 16", engine_version=version))
+    assert main_line(plan) == "vllm serve m -tp 16 --distributed-executor-backend ray"
+    assert (plan.decisions, plan.notes) == ((), ())
+
+
+def test_a_vllm_in_a_group_of_one_drains_too() -> None:
+    plan = plan_vllm(request("vllm serve m -tp 8", gpus=(8,), engine_version="0.33.0"))
+    assert plan == Plan(
+        backend="vllm",
+        mode="single node",
+        reason="the group is this pod alone",
+        kind=Kind.SERVER,
+        env=(EnvVar("VLLM_HOST_IP", "10.0.0.10", "this pod's own address, never guessed"),),
+        main=Main(
+            ("vllm", "serve", "m", "-tp", "8", "--shutdown-timeout", "15"),
+            Kind.SERVER,
+            serves=PortOpen("localhost", 8000, "vllm"),
+            asked_alone=True,
+        ),
+        decisions=(f"--shutdown-timeout 15: {WHY}",),
+    )
+
+
+@pytest.mark.parametrize("answering", [1, 9, 45])
+def test_the_drain_is_as_long_as_is_left_for_answering(answering: int) -> None:
+    plan = plan_vllm(request("vllm serve m", gpus=(8,), engine_version="0.33.0", options=Options(answering=answering)))
+    assert main_line(plan) == f"vllm serve m --shutdown-timeout {answering}"
+    assert plan.decisions == (f"--shutdown-timeout {answering}: {WHY}",)
+
+
+def test_where_nothing_is_left_for_answering_no_drain_is_added() -> None:
+    plan = plan_vllm(request("vllm serve m", gpus=(8,), engine_version="0.33.0", options=Options(answering=0)))
+    assert main_line(plan) == "vllm serve m"
+    assert (plan.decisions, plan.notes) == ((), ())
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--shutdown-timeout=7",
+        "--shutdown-timeout 7",
+        "--shutdown_timeout 7",
+        "--shutdown_timeout=7",
+        "--shu 7",
+        "--shu=7",
+        "--shutdown_t 7",
+        "--shutdown-timeout 7 --port 80",
+        "--shutdown-timeout 15",
+        "--shutdown-timeout 0",  # the user's wish to abort
+    ],
+)
+def test_a_users_own_drain_is_left_alone_in_every_spelling(flag: str, index: int) -> None:
+    plan = plan_vllm(request(f"vllm serve m -tp 16 {flag}", index=index, engine_version="0.33.0"))
+    assert (plan.decisions, plan.notes) == ((), ())
+    if index == 0:
+        assert main_line(plan) == f"vllm serve m -tp 16 {flag} --distributed-executor-backend ray"
+
+
+def test_what_stands_behind_two_dashes_is_not_a_users_drain_and_ours_stands_before_it() -> None:
+    plan = plan_vllm(request("vllm serve -tp 16 -- --shutdown-timeout=7", engine_version="0.33.0"))
+    assert main_line(plan) == (
+        "vllm serve -tp 16 --shutdown-timeout 15 --distributed-executor-backend ray -- --shutdown-timeout=7"
+    )
+
+
+@pytest.mark.parametrize("version", [None, "0.33.0"])
+@pytest.mark.parametrize("gpus", [(8,), (8, 8)], ids=["one", "two"])
+@pytest.mark.parametrize(
+    ("flag", "answering", "seconds"),
+    [
+        ("--shutdown-timeout 30", 15, 30),
+        ("--shu=16", 15, 16),
+        ("--shutdown_timeout 7 --shutdown-timeout 600", 45, 600),
+        ("--shutdown-timeout 1", 0, 1),
+    ],
+)
+def test_a_users_drain_that_is_longer_than_what_is_left_is_kept_and_noted(
+    flag: str, answering: int, seconds: int, gpus: tuple[int, ...], version: str | None
+) -> None:
+    made = request(
+        f"vllm serve m -tp {sum(gpus)} {flag}",
+        gpus=gpus,
+        engine_version=version,
+        options=Options(answering=answering),
+    )
+    plan = plan_vllm(made)
+    assert main_line(plan).startswith(f"vllm serve m -tp {sum(gpus)} {flag}")
+    assert "--shutdown-timeout 15" not in main_line(plan)
+    assert plan.decisions == ()
+    assert plan.notes == (
+        f"--shutdown-timeout {seconds} does not fit: {answering} s are left for it; raise --drain-timeout, and"
+        " terminationGracePeriodSeconds above that",
+    )
+
+
+@pytest.mark.parametrize(
+    ("flag", "message"),
+    [
+        ("--shutdown-timeout soon", "--shutdown-timeout is 'soon'\n  expected: a whole number, 0 or more"),
+        ("--shu=-1", "--shu is '-1'\n  expected: a whole number, 0 or more"),
+        ("--shutdown-timeout 2.5", "--shutdown-timeout is '2.5'\n  expected: a whole number, 0 or more"),
+        ("--shutdown-timeout", "--shutdown-timeout has no value\n  expected: --shutdown-timeout VALUE"),
+    ],
+)
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_drain_that_vllm_would_refuse_is_refused_here_by_every_pod(flag: str, message: str, index: int) -> None:
+    assert refusal(request(f"vllm serve m -tp 16 {flag}", index=index)) == message
+
+
+def test_a_worker_on_ray_runs_no_engine_and_so_decides_nothing_about_its_drain() -> None:
+    plan = plan_vllm(request("vllm serve m -tp 16", index=1, engine_version="0.33.0"))
+    assert plan.main is None
+    assert (plan.decisions, plan.notes) == ((), ())
+
+
+def test_a_config_file_and_a_drain_that_does_not_fit_are_both_noted() -> None:
+    config, drain = plan_vllm(request("vllm serve m -tp 16 --config f --shutdown-timeout 99")).notes
+    assert config.startswith("--config FILE")
+    assert drain.startswith("--shutdown-timeout 99 does not fit")
 
 
 # --- wrappers ---
@@ -305,7 +463,9 @@ def test_a_config_file_is_noted_because_its_sizes_are_not_seen() -> None:
     ],
 )
 def test_flags_are_added_behind_the_engine_and_not_behind_its_wrapper(start: str) -> None:
-    assert main_line(plan_vllm(request(f"{start} -tp 16"))) == f"{start} -tp 16 --distributed-executor-backend ray"
+    assert main_line(plan_vllm(request(f"{start} -tp 16", engine_version="0.33.0"))) == (
+        f"{start} -tp 16 --shutdown-timeout 15 --distributed-executor-backend ray"
+    )
 
 
 # --- what the user set ---
@@ -334,15 +494,20 @@ def test_the_user_may_call_a_server_a_job() -> None:
 
 
 @pytest.mark.parametrize("ray", [None, "2.60.0"])
-def test_a_group_of_one_runs_the_command_unchanged_with_its_own_address(ray: str | None) -> None:
+def test_a_group_of_one_with_an_unknown_vllm_runs_the_command_unchanged_with_its_own_address(ray: str | None) -> None:
     plan = plan_vllm(request("vllm serve m -tp 8", gpus=(8,), ray=ray))
     assert plan == Plan(
         backend="vllm",
         mode="single node",
-        reason="the group is this pod alone: the command runs unchanged",
+        reason="the group is this pod alone",
         kind=Kind.SERVER,
         env=(EnvVar("VLLM_HOST_IP", "10.0.0.10", "this pod's own address, never guessed"),),
-        main=Main(("vllm", "serve", "m", "-tp", "8"), Kind.SERVER),
+        main=Main(
+            ("vllm", "serve", "m", "-tp", "8"),
+            Kind.SERVER,
+            serves=PortOpen("localhost", 8000, "vllm"),
+            asked_alone=True,
+        ),
     )
 
 

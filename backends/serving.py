@@ -1,0 +1,35 @@
+"""Where an engine answers requests, and how it wants to be stopped: for the main process of a plan."""
+
+from __future__ import annotations
+
+from backends import argv
+from backends.argv import Flag
+from backends.command import Command
+from backends.plan import Kind, Main, PortOpen
+
+HOST = Flag("--host")
+PORT = Flag("--port")
+UNIX_SOCKET = Flag("--uds")
+HEADLESS = Flag("--headless", takes_value=False)
+# The engines' own defaults.
+PORTS = {"vllm": 8000, "sglang": 30000, "tensorrt-llm": 8000}
+EVERYWHERE = (None, "", "0.0.0.0", "::", "[::]")
+
+
+def main_process(command: Command, kind: Kind) -> Main:
+    """The command as a main process. Raises ConfigError for a --port that is no number.
+
+    An engine is asked to stop alone: asked directly, its workers would drop the requests that it still answers
+    (vllm/v1/executor/multiproc_executor.py, worker_main; SGLang's schedulers have no handler at all).
+    """
+    known = command.engine in PORTS
+    return Main(command.argv, kind, serves=_serves(command) if known else None, asked_alone=known)
+
+
+def _serves(command: Command) -> PortOpen | None:
+    arguments = command.arguments
+    if command.is_dynamo or argv.find(arguments, UNIX_SOCKET) or argv.find(arguments, HEADLESS):
+        return None
+    port = argv.whole_number(arguments, PORT, PORTS[command.engine], lowest=0)
+    host = argv.text(arguments, HOST)
+    return PortOpen("localhost" if host in EVERYWHERE else str(host), port, command.engine) if port else None
