@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import math
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
 import click
 
+from backends import argv
+from backends.argv import Flag
 from backends.errors import ConfigError, Fault
 from backends.plan import Kind, Options
 from backends.planner import NAMES
+from backends.vllm import NEWEST as NEWEST_VLLM
 from launcher import exits
-from launcher.settings import PORT, Settings
+from launcher.budget import share_out
+from launcher.output import HEAD
+from launcher.settings import PORT, TERMINATION_LOG, Settings
 
 # No option may follow COMMAND: what stands there belongs to it.
 PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
@@ -27,8 +34,21 @@ def fail(error: ConfigError, hold_seconds: float = 0) -> NoReturn:
     """Tell the faults and end with the configuration code."""
     for line in error.text().splitlines():
         click.echo(f"lwsrun: {line}", err=True)
+    leave_message(f"stopped because of the configuration: {error.text()}")
     hold(hold_seconds)
     sys.exit(exits.CONFIG)
+
+
+def leave_message(text: str) -> None:
+    """What ended `lwsrun start` before it had any settings, as the pod's termination message."""
+    arguments = sys.argv[1:]
+    if arguments[:1] == ["start"]:
+        from launcher.report import write_termination_message
+
+        path = os.environ.get("LWSRUN_TERMINATION_LOG", TERMINATION_LOG)
+        with contextlib.suppress(ConfigError):
+            path = argv.text(arguments, Flag("--termination-log")) or path
+        write_termination_message(path, text, None)
 
 
 def options(*decorators: Callable[[Any], Any]) -> Callable[[Any], Any]:
@@ -80,8 +100,12 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
         click.option("--gather-timeout", type=SECONDS, default=None, show_envvar=True,
                      help="Give up when the group is not complete by then. Default: wait for ever, because in LWS an"
                      " exit recreates the whole group."),
-        click.option("--drain-timeout", type=SECONDS, default="25s", show_default=True, show_envvar=True,
-                     help="All that stopping may take; keep it below terminationGracePeriodSeconds."),
+        click.option("--drain-timeout", type=SECONDS, default=None, show_envvar=True,
+                     help="All that stopping may take, --drain-delay included.  [default: 25s, or"
+                     " --termination-grace-period less 5s]"),
+        click.option("--termination-grace-period", type=SECONDS, default=None, show_envvar=True,
+                     help="The pod's terminationGracePeriodSeconds, less what a preStop hook takes: stopping is made"
+                     " to fit."),
         click.option("--drain-delay", type=SECONDS, default=drain_delay, show_default=True, show_envvar=True,
                      help="On SIGTERM: unready for this long before a serving leader's engine is asked to stop."),
         click.option("--failure-hold", type=SECONDS, default="10s", show_default=True, show_envvar=True,
@@ -91,7 +115,14 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
-def make_options(backend: str, kind: str | None, env: tuple[str, ...], ray_port: int, peer_timeout: float) -> Options:
+def make_options(
+    backend: str,
+    kind: str | None,
+    env: tuple[str, ...],
+    ray_port: int,
+    peer_timeout: float,
+    answering: int = Options.answering,
+) -> Options:
     """Raises ConfigError for an --env that is no NAME=VALUE."""
     pairs = []
     for text in env:
@@ -101,7 +132,7 @@ def make_options(backend: str, kind: str | None, env: tuple[str, ...], ray_port:
         pairs.append((name, value))
     if peer_timeout <= 0:
         raise ConfigError(Fault("--peer-timeout is 0", "a duration above zero, such as 15s"))
-    return Options(backend, Kind(kind) if kind else None, tuple(pairs), ray_port, peer_timeout)
+    return Options(backend, Kind(kind) if kind else None, tuple(pairs), ray_port, peer_timeout, answering)
 
 
 def run() -> NoReturn:
@@ -120,6 +151,7 @@ def run() -> NoReturn:
         sys.exit(exits.CONFIG)
     except click.ClickException as error:
         error.show()
+        leave_message(f"stopped because of the configuration: {error.format_message()}")
         hold()
         sys.exit(exits.CONFIG)
     sys.exit(0)
@@ -183,8 +215,13 @@ def lwsrun() -> None:
               help="GPUs of this node. Default: CUDA_VISIBLE_DEVICES, else NVML.")  # fmt: skip
 @backend_options
 @timing_options(drain_delay="5s")
-@click.option("--termination-log", default="/dev/termination-log", show_default=True, show_envvar=True,
+@click.option("--exec", is_flag=True, show_envvar=True,
+              help="Once the group has formed, become COMMAND instead of watching it: no probes, failure detection or"
+              " drain from then on.")  # fmt: skip
+@click.option("--termination-log", default=TERMINATION_LOG, show_default=True, show_envvar=True,
               help="Where the reason of an unsuccessful end is written for `kubectl describe pod`.")  # fmt: skip
+@click.option("--report-bytes", type=click.IntRange(0, 4096), default=HEAD, show_default=True, show_envvar=True,
+              help="How much of the engine's first traceback or fatal line that report holds.")  # fmt: skip
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True,
               show_envvar=True, help="The launcher's own lines; the engine's output is never touched.")  # fmt: skip
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
@@ -195,6 +232,10 @@ def start(
     env: tuple[str, ...],
     ray_port: int,
     peer_timeout: float,
+    drain_timeout: float | None,
+    drain_delay: float,
+    termination_grace_period: float | None,
+    termination_log: str,
     **values: Any,
 ) -> None:
     """Gather the group, then run COMMAND as this pod's part of it. Write `--` before COMMAND.
@@ -202,27 +243,37 @@ def start(
     \b
     Exit codes:
       0    asked to stop and stopped in time; or a job that ended with 0 everywhere
-      70   a server or helper ended with 0 although nobody had asked it to
+      70   a server or helper ended with 0 although nobody had asked it to; or lwsrun itself failed
       75   another pod failed or was lost
       78   the configuration cannot work; nothing was started
       137  it had to be killed after the grace period
       else the engine's own code, 128+n for signal n
     """
     try:
-        chosen = make_options(backend, kind, env, ray_port, peer_timeout)
+        budget = share_out(drain_timeout, drain_delay, termination_grace_period)
         settings = Settings(
             argv=tuple(command),
             environ={k: v for k, v in os.environ.items() if not k.startswith("LWSRUN_")},
-            options=chosen,
+            options=make_options(backend, kind, env, ray_port, peer_timeout, budget.answering),
+            budget=budget,
+            termination_log=os.path.abspath(termination_log),
             **values,
         )
     except ConfigError as error:
         fail(error, values["failure_hold"])
     from launcher.lifecycle import live
     from launcher.log import drain
+    from launcher.report import write_termination_message
 
     async def live_and_leave() -> None:
-        code = await live(settings)
+        code = exits.ENDED_UNASKED
+        try:
+            code = await live(settings)
+        except Exception as error:  # a mistake of ours: with PID 1 everything else in the pod ends too
+            traceback.print_exc()
+            write_termination_message(
+                settings.termination_log, f"stopped because lwsrun itself failed: {error!r}", None
+            )
         drain()
         # From inside the loop: its end would wait for threads, for one in getaddrinfo as long as DNS is silent, and
         # for one at a pipe as long as somebody who survived SIGKILL holds it.
@@ -236,6 +287,8 @@ def start(
 @click.option("--gpus-per-node", type=click.IntRange(0), required=True, help="GPUs of each node.")
 @click.option("--image-ray", metavar="VERSION", default=None,
               help="Plan for an image with this Ray version. Default: an image without Ray.")  # fmt: skip
+@click.option("--image-engine", metavar="VERSION", default=NEWEST_VLLM, show_default=True,
+              help="Plan for an image with this vLLM version.")  # fmt: skip
 @click.option("--index", type=click.IntRange(0), default=None, help="Show only this pod.")
 @click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @backend_options
@@ -244,6 +297,7 @@ def plan(
     size: int,
     gpus_per_node: int,
     image_ray: str | None,
+    image_engine: str,
     index: int | None,
     output: str,
     command: tuple[str, ...],
@@ -257,7 +311,7 @@ def plan(
     from launcher.preview import preview
 
     try:
-        shown = preview(tuple(command), size, gpus_per_node, image_ray, make_options(**values), index)
+        shown = preview(tuple(command), size, gpus_per_node, image_ray, image_engine, make_options(**values), index)
     except ConfigError as error:
         fail(error)
     if output == "json":
@@ -291,6 +345,7 @@ def plan(
               help="Keep each pod's output, and a result.json, in DIR.")  # fmt: skip
 @backend_options
 @timing_options(drain_delay="0s")
+@click.option("--exec", is_flag=True, show_envvar=True, help="As for `start`: the launchers become their engines.")
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def simulate(
     size: int,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import signal
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backends.group import member_name
-from backends.plan import Kind
+from backends.plan import Kind, PortOpen
 from launcher import exits
 from launcher.channel.events import LeaderLost, LeaderSaid, SignalCaught
 from launcher.channel.messages import Failed, Leaving, Stop
+from launcher.gates import refuses
 from launcher.log import log
 from launcher.report import Ending
-from launcher.supervisor import Child
 
 if TYPE_CHECKING:
     from launcher.channel.leader import LeaderSide
@@ -24,7 +26,6 @@ if TYPE_CHECKING:
 
 MAIN = "main"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
-RESERVE = 3.0  # seconds of the drain budget that are kept for services and stragglers
 SERVICE_GRACE = 1.0  # Ray's own shutdown takes seconds and keeps nothing that anybody needs
 FAILURE_GRACE = 5.0  # after a failure nothing can be served any more; long enough to release a GPU
 HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
@@ -38,27 +39,26 @@ class Drain:
     def __init__(self, pod: Pod) -> None:
         self.pod = pod
         self.deadline = float("inf")
-        # With a short budget, most of it is still the engine's.
-        self.reserve = min(RESERVE, pod.settings.drain_timeout / 5)
+        self.budget = pod.settings.budget
+        self.reserve = self.budget.reserve  # what is kept of it for services and stragglers
+        self.killed_after: float | None = None  # seconds that the engine had, when it had to be killed
 
-    async def carry_out(self, ending: Ending) -> int:
-        """Carry the ending out on this pod, and on the leader for everybody; the exit code."""
+    async def carry_out(self, ending: Ending) -> Ending:
+        """Carry the ending out on this pod, and on the leader for everybody; the ending that it came to."""
         served = self.pod.phase == "serving"
         self.pod.enter("draining" if ending.asked else "stopping")
-        budget = (
-            self.pod.settings.drain_timeout if ending.asked else min(self.pod.settings.drain_timeout, FAILURE_GRACE)
-        )
-        self.deadline = asyncio.get_running_loop().time() + budget
+        limit = self.budget.total if ending.asked else min(self.budget.total, FAILURE_GRACE)
+        self.deadline = asyncio.get_running_loop().time() + limit
         minder = asyncio.create_task(self.mind_events())
         try:
             if self.pod.leader is not None:
-                clean = await self.on_leader(self.pod.leader, ending, served)
+                await self.on_leader(self.pod.leader, ending, served)
             elif self.pod.member is not None:
-                clean = await self.on_member(self.pod.member, ending)
+                await self.on_member(self.pod.member, ending)
             else:
                 await self.drain_delay(ending, served)
-                clean = await self.stop_children(MAIN)
-            clean = await self.stop_children(*self.pod.children) and clean
+                await self.stop_main(keep_reserve=ending.asked)
+            await asyncio.gather(self.stop_main(), *map(self.stop_service, self.pod.children))
             survivors = await self.pod.supervisor.sweep()
             if survivors:
                 log.error("still alive after SIGKILL: %s", ", ".join(survivors))
@@ -78,47 +78,65 @@ class Drain:
             minder.cancel()
             for task in (*self.pod.tasks, *self.pod.watches):
                 task.cancel()
-        return exits.KILLED if ending.asked and not clean else ending.exit_code
+        if ending.asked and self.killed_after is not None:
+            reason = (
+                f"{ending.reason}; the engine had to be killed, {self.killed_after:.1f} s after it was asked to end"
+            )
+            return replace(ending, reason=reason, exit_code=exits.KILLED)
+        return ending
 
-    async def on_leader(self, leader: LeaderSide, ending: Ending, served: bool) -> bool:
+    async def on_leader(self, leader: LeaderSide, ending: Ending, served: bool) -> None:
         leader.stopping = True
-        if ending.failed:
-            await leader.tell_all(Stop(ending.cause, ending.reason))
-            return True
-        await self.drain_delay(ending, served)
-        # The engine drains while the workers still serve it; only then are they told.
-        clean = await self.stop_children(MAIN, reserve=self.reserve)
-        await leader.tell_all(Stop(None, ending.reason))
-        return clean
+        if not ending.failed:
+            await self.drain_delay(ending, served)
+            # The engine drains while the workers still serve it; only then are they told.
+            await self.stop_main(keep_reserve=True)
+        await leader.tell_all(Stop(ending.cause, ending.reason))
 
-    async def on_member(self, member: MemberSide, ending: Ending) -> bool:
+    async def on_member(self, member: MemberSide, ending: Ending) -> None:
         if ending.cause is not None and self.pod.group and ending.cause.index == self.pod.group.index:
             await member.tell(Failed(ending.cause))
             await self.pause(self.pod.told, HEAR_OUT)
         elif ending.asked and member.formed.done() and not self.pod.told.done():
             await member.tell(Leaving(ending.reason))
-            await self.pause(self.pod.told, self.pod.settings.drain_timeout)
-        return True
+            await self.pause(self.pod.told, self.budget.total)
 
     async def drain_delay(self, ending: Ending, served: bool) -> None:
         """Let endpoints catch up with our readiness before the engine stops taking requests."""
         main = self.pod.children.get(MAIN)
         if ending.asked and served and main is not None and self.pod.the_plan.kind is Kind.SERVER:
-            await self.pause(main.exited, self.pod.settings.drain_delay)
+            log.info("unready for %g s (--drain-delay) before the engine is asked to end", self.budget.delay)
+            await self.pause(main.exited, self.budget.delay)
 
-    async def stop_children(self, *names: str, reserve: float = 0) -> bool:
-        """TERM, then KILL when only the reserve of the deadline is left.
+    async def stop_main(self, keep_reserve: bool = False) -> None:
+        """Ask the engine to end; kill it when no time, or only the reserve, is left."""
+        main = self.pod.plan.main if self.pod.plan else None
+        child = self.pod.children.get(MAIN)
+        if main is None or child is None or not child.alive:
+            return
 
-        True when the main process did not have to be killed.
-        """
-        children = [self.pod.children[name] for name in names if name in self.pod.children]
-        services_end = min(self.deadline, asyncio.get_running_loop().time() + SERVICE_GRACE)
+        def left() -> float:
+            return self.left() - (self.reserve if keep_reserve else 0)
 
-        def left(child: Child) -> float:
-            return self.left() - reserve if child.name == MAIN else services_end - asyncio.get_running_loop().time()
+        asked = asyncio.get_running_loop().time()
+        log.info("asking the engine to end; it has %.1f s", max(left(), 0))
+        ended = await self.pod.supervisor.stop(
+            child,
+            left,
+            alone=main.asked_alone,
+            hears=None if main.serves is None else partial(accepts, main.serves),
+        )
+        took = asyncio.get_running_loop().time() - asked
+        if ended:
+            log.info("the engine ended %.1f s after it was asked", took)
+        else:
+            self.killed_after = took
+            log.warning("the engine has not ended within %.1f s: killed; what it was still doing is lost", took)
 
-        ended = await asyncio.gather(*(self.pod.supervisor.stop(child, partial(left, child)) for child in children))
-        return all(fine for child, fine in zip(children, ended, strict=True) if child.name == MAIN)
+    async def stop_service(self, name: str) -> None:
+        child, end = self.pod.children[name], asyncio.get_running_loop().time() + SERVICE_GRACE
+        if name != MAIN:
+            await self.pod.supervisor.stop(child, lambda: min(self.deadline, end) - asyncio.get_running_loop().time())
 
     def left(self) -> float:
         return self.deadline - asyncio.get_running_loop().time()
@@ -140,6 +158,7 @@ class Drain:
                     if self.pod.signals > 1:
                         hurry = HURRY if self.pod.signals == 2 else 0
                         self.deadline = min(self.deadline, asyncio.get_running_loop().time() + hurry)
+                        self.reserve = min(self.reserve, hurry / 5)
                         log.info("%s again: %.0f s left", signal.Signals(caught.number).name, max(self.left(), 0))
                 case LeaderSaid(stop):
                     self.pod.groups_cause = stop.cause
@@ -148,6 +167,8 @@ class Drain:
                 case LeaderLost():
                     if not self.pod.told.done():
                         self.pod.told.set_result(None)
+                case SignalCaught(caught) if caught.sender != os.getpid():
+                    self.pod.pass_on(caught.number)
                 case _:
                     pass
 
@@ -160,3 +181,8 @@ class Drain:
                     event = await self.pod.events.get()
                     if isinstance(event, SignalCaught) and event.caught.number in STOP_SIGNALS:
                         return
+
+
+async def accepts(gate: PortOpen) -> bool:
+    """Whether an engine has started by now, and with that takes a SIGTERM."""
+    return await refuses(gate, timeout=0.5) is None

@@ -20,9 +20,12 @@ def of_status(status: int) -> int:
 
 def describe(code: int) -> str:
     """An exit code in words: "exited 137 (SIGKILL)"."""
-    if code > 128:
-        try:
-            return f"exited {code} ({signal.Signals(code - 128).name})"
-        except ValueError:
-            pass
-    return f"exited {code}"
+    number = code - 128
+    return f"exited {code}" + (f" ({signal_name(number)})" if number in signal.valid_signals() else "")
+
+
+def signal_name(number: int) -> str:
+    """SIGTERM, SIGRTMIN+3."""
+    if number > signal.SIGRTMIN:
+        return f"SIGRTMIN+{number - signal.SIGRTMIN}"
+    return signal.Signals(number).name

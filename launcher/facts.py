@@ -29,15 +29,17 @@ print(json.dumps({n: v(n) for n in sys.argv[1:]}))
 """
 
 
-async def look(settings: Settings, supervisor: Supervisor, backend: str, alone: bool) -> Node:
+async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node:
     """This pod's Node. Versions are asked only where the backend decides by them. Raises ConfigError."""
-    gpus, source = count_gpus(settings)
+    # In threads: a driver that wakes up or a resolver that hangs must not keep a signal waiting.
+    gpus, source = await asyncio.to_thread(count_gpus, settings)
+    ip = await asyncio.to_thread(own_ip, settings)
     python = image_python(settings.argv, settings.environ)
     versions: dict[str, str | None] = {}
-    if backend in ("vllm", "ray") and settings.argv and not (alone and backend == "vllm"):
+    if backend in ("vllm", "ray") and settings.argv:
         versions = await _versions(supervisor, python, settings.environ)
     return Node(
-        ip=own_ip(settings),
+        ip=ip,
         hostname=socket.gethostname(),
         gpus=gpus,
         gpus_from=source,

@@ -45,20 +45,24 @@ async def _report(gate: Gate, reason: list[str], every: float) -> None:
 
 
 async def _port_open(gate: PortOpen, reason: list[str]) -> None:
-    while True:
-        try:
-            async with asyncio.timeout(CONNECT):
-                _, writer = await asyncio.open_connection(gate.host, gate.port)
-        except TimeoutError:
-            reason[0] = "timed out"
-        except OSError as error:
-            reason[0] = (error.strerror or str(error)).lower()
-        else:
-            writer.close()
-            with contextlib.suppress(OSError):
-                await writer.wait_closed()
-            return
+    while (why := await refuses(gate)) is not None:
+        reason[0] = why
         await asyncio.sleep(RETRY)
+
+
+async def refuses(gate: PortOpen, timeout: float = CONNECT) -> str | None:
+    """Why it accepts no connection, or None when it does."""
+    try:
+        async with asyncio.timeout(timeout):
+            _, writer = await asyncio.open_connection(gate.host, gate.port)
+    except TimeoutError:
+        return "timed out"
+    except (OSError, UnicodeError) as error:  # the latter for a host that is no name
+        return str(getattr(error, "strerror", None) or error).lower()
+    writer.close()
+    with contextlib.suppress(OSError):
+        await writer.wait_closed()
+    return None
 
 
 async def _ray_nodes(gate: RayNodes, reason: list[str], supervisor: Supervisor, environ: Mapping[str, str]) -> None:

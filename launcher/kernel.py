@@ -16,6 +16,7 @@ SFD_CLOEXEC = os.O_CLOEXEC
 SIGINFO = 128  # sizeof(struct signalfd_siginfo)
 
 _libc = ctypes.CDLL(None, use_errno=True)
+_prctl = _libc.prctl  # looked up now: after a fork the dynamic linker's lock may be held by a thread that is gone
 
 
 class Caught(NamedTuple):
@@ -54,14 +55,14 @@ def read_signals(fd: int) -> list[Caught]:
             caught.append(Caught(number, sender))
 
 
-def become_subreaper() -> bool:
-    """Orphans of our descendants become our children, as they do for PID 1. False where the kernel refuses."""
-    return int(_libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)) == 0
+def be_subreaper(wanted: bool) -> bool:
+    """Whether orphans of our descendants become our children, as they do for PID 1. False where the kernel refuses."""
+    return int(_prctl(PR_SET_CHILD_SUBREAPER, int(wanted), 0, 0, 0)) == 0
 
 
 def die_with_parent() -> None:
     """Have the kernel SIGKILL us when the thread that made us ends. Source: prctl(2), PR_SET_PDEATHSIG."""
-    _checked(_libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
+    _checked(_prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0), "prctl(PR_SET_PDEATHSIG)")
 
 
 def unshare(flags: int) -> None:

@@ -1,6 +1,6 @@
 """The story of a pod's life, in order: identify, look around, gather, prepare, serve, wind down, report.
 
-`story` is what should happen; `decide` is the one loop that sees everything that does happen and turns the first
+`story` is what should happen; `decide` is the one loop that sees everything that does happen; judge.py turns the first
 thing that ends this life into an Ending; drain.py carries the ending out. Nothing else ends the pod.
 """
 
@@ -9,61 +9,49 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-import signal
+import shlex
+import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import ConfigError, Fault
-from backends.group import Group, member_name, parse_group
-from backends.plan import Kind, Node, Plan, Request, Service, Stage
+from backends.group import Group, parse_group
+from backends.plan import Node, Plan, Request, Service, Stage
 from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts, status
 from launcher import log as logs
-from launcher.drain import MAIN, STOP_SIGNALS, Drain
-from launcher.gates import GateFailed, pass_gate
+from launcher.channel.events import Event, HelperLost, ProcessEnded, SignalCaught, StoryEnded
+from launcher.channel.messages import Cause, Done, NodeFacts, Phase
+from launcher.detach import detach
+from launcher.drain import MAIN, Drain
+from launcher.gates import pass_gate
+from launcher.judge import GatherTimeout, judge
 from launcher.log import log
 from launcher.nodes import as_node, digest, node_facts
-from launcher.report import Ending, config_ending, last_line, write_termination_message
+from launcher.ports import listen
+from launcher.report import Ending, cannot_start, last_line, write_termination_message
 from launcher.settings import Settings
-from launcher.supervisor import CannotStart, Child, Supervisor, locate
+from launcher.supervisor import TERMINAL_STOPS, CannotStart, Child, Supervisor, locate
 
 if TYPE_CHECKING:
     from launcher.channel.leader import LeaderSide
     from launcher.channel.member import MemberSide
     from launcher.watchers import Watchers
 
-from launcher.channel.events import (
-    Event,
-    HelperLost,
-    LeaderLost,
-    LeaderSaid,
-    MemberDone,
-    MemberFailed,
-    MemberLeaving,
-    MemberLost,
-    ProcessEnded,
-    SignalCaught,
-    StoryEnded,
-)
-from launcher.channel.messages import Cause, Done, NodeFacts, Phase
-
 WORDS = 0.05  # seconds for the last output of a process that has ended
-
-
-class GatherTimeout(Exception):
-    """--gather-timeout passed before all had come."""
 
 
 async def live(settings: Settings) -> int:
     """One pod, from its first moment to its exit code."""
     logs.set_up("starting", settings.log_format)
     events: asyncio.Queue[Event] = asyncio.Queue()
-    supervisor = Supervisor(lambda caught: events.put_nowait(SignalCaught(caught)))
+    supervisor = Supervisor(lambda caught: events.put_nowait(SignalCaught(caught)), settings.report_bytes)
     pod = Pod(settings, supervisor, events)
     story = asyncio.create_task(pod.story())
     story.add_done_callback(pod.story_ended)
@@ -71,17 +59,17 @@ async def live(settings: Settings) -> int:
     story.cancel()
     await asyncio.wait([story])
     drain = Drain(pod)
-    code = await drain.carry_out(ending)
+    ending = await drain.carry_out(ending)
     if ending.failed and pod.groups_cause is not None:
         ending = replace(ending, cause=pod.groups_cause)
-    line = last_line(pod.group, ending, code)
-    if ending.failed:
-        write_termination_message(settings.termination_log, line, ending)
-    (log.error if ending.failed else log.info)("%s", line)
+    line = last_line(pod.group, ending)
+    if ending.exit_code:
+        write_termination_message(settings.termination_log, line, ending.cause)
+    (log.error if ending.exit_code else log.info)("%s", line)
     if ending.cause is not None and ending.cause.configuration and os.getpid() == 1 and not pod.signals:
         await drain.hold()
     supervisor.close()
-    return code
+    return ending.exit_code
 
 
 class Pod:
@@ -106,9 +94,11 @@ class Pod:
         self.leader: LeaderSide | None = None
         self.member: MemberSide | None = None
         self.watchers: Watchers | None = None
+        self.sockets: list[socket.socket] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
         self.signals = 0  # how often we were asked to stop
+        self.kept_signals: list[int] = []  # for an engine that is not there yet
         self.groups_cause: Cause | None = None  # what the leader made the group's first cause
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
 
@@ -120,14 +110,17 @@ class Pod:
         await self.look_around(group)
         if group.size == 1:
             self.plan_for(group, (self.the_node,))
-            await self.open_port(group)
+            self.listen()
             await self.start_services(Stage.ADMITTED)
             await self.serve()
+            # Last: the HTTP library takes longer to load than everything before.
+            await self.open_port(group)
         elif group.is_leader:
             self.run = secrets.token_hex(4)
             self.secrets[TOKEN] = secrets.token_hex(32)
             # The head of a Ray cluster needs nobody else: it starts while the group gathers.
             self.plan_for(group, (self.the_node,) * group.size)
+            self.listen()
             await self.open_port(group)
             _, nodes = await both(self.start_services(Stage.ADMITTED), self.gather(group))
             self.plan_for(group, nodes)
@@ -136,6 +129,7 @@ class Pod:
             if self.argv:
                 # Faults that this pod can see by itself are told before anything waits.
                 self.plan_for(group, (self.the_node,) * group.size)
+            self.listen()
             await self.open_port(group)
             leader = await self.join(group)
             self.plan_for(group, (leader, *(self.the_node,) * (group.size - 1)))
@@ -145,6 +139,10 @@ class Pod:
 
     def identify(self) -> Group:
         given = self.settings
+        for cut in given.budget.cuts:
+            log.warning("%s", cut)
+        if not self.supervisor.reaps_orphans:
+            log.warning("neither PID 1 nor a sub-reaper (the kernel refuses): orphans of the engine are not seen here")
         self.group = group = parse_group(
             given.environ,
             leader_address=given.leader_address,
@@ -167,7 +165,7 @@ class Pod:
             except CannotStart as error:
                 raise cannot_start(error) from None
         told = replace(self.settings, argv=self.argv)
-        self.node = await facts.look(told, self.supervisor, backend, group.size == 1)
+        self.node = await facts.look(told, self.supervisor, backend)
 
     @property
     def the_node(self) -> Node:
@@ -180,11 +178,21 @@ class Pod:
         known, self.plan = self.plan, make_plan(request)
         if known is None:
             log.info("%s, %s: %s", self.plan.backend, self.plan.mode, self.plan.reason)
+            for decision in self.plan.decisions:
+                log.info("%s", decision)
             for note in self.plan.notes:
                 log.warning("%s", note)
 
+    def listen(self) -> None:
+        """Take the port; a pod that will leave the channel before it has any peers needs none."""
+        alone = self.group is not None and self.group.size == 1
+        if not (self.settings.exec and alone):
+            self.sockets = listen(self.settings.listen, self.settings.port)
+
     async def open_port(self, group: Group) -> None:
-        """Listen for probes, and on the leader for workers."""
+        """Answer probes, and on the leader workers."""
+        # In a thread: the loop goes on meanwhile.
+        await asyncio.to_thread(import_module, "launcher.watchers")
         from launcher.watchers import Watchers
 
         self.watchers = watchers = Watchers(
@@ -203,10 +211,11 @@ class Pod:
                 digest=digest(self.argv),
                 secrets=self.secrets,
                 peer_timeout=self.settings.options.peer_timeout,
+                detaches=self.settings.exec,
                 emit=self.emit,
             )
             watchers.app.router.add_get("/join", self.leader.handle_join)
-        await watchers.open(self.settings.listen, self.settings.port)
+        await watchers.open(self.sockets)
 
     async def gather(self, group: Group) -> tuple[Node, ...]:
         """The leader waits for everybody; their nodes, by index."""
@@ -248,6 +257,7 @@ class Pod:
             node=self.facts_at,
             peer_timeout=self.settings.options.peer_timeout,
             report_every=self.settings.report_every,
+            detaches=self.settings.exec,
             emit=self.emit,
         )
         log.info("looking for the leader at %s port %d", group.leader_address, self.settings.port)
@@ -263,7 +273,7 @@ class Pod:
         self.background(member.listen())
         if not self.argv:
             self.argv = tuple(welcome.command)
-            log.info("the command comes from the leader: %s", " ".join(self.argv))
+            log.info("the command comes from the leader: %s", shlex.join(self.argv))
             address = self.the_node.ip
             await self.look_around(group)
             self.node = replace(self.the_node, ip=address)
@@ -300,9 +310,14 @@ class Pod:
             log.info("%s, after %.2f s", gate.describe(), self.age())
         if self.watches:
             await asyncio.gather(*self.watches)
-        if plan.main is not None:
-            log.info("running: %s", " ".join(plan.main.argv))
-            self.start(MAIN, plan.main.argv, keep_stdin=True)
+        if self.settings.exec:
+            await detach(self)
+        elif plan.main is not None:
+            log.info("running: %s", shlex.join(plan.main.argv))
+            engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
+            self.background(self.supervisor.deliver(engine, self.kept_signals))
+            if os.getpid() == 1 and os.path.isabs(__file__):
+                os.chdir("/")  # from here on we hold no mount
         self.enter("serving")
 
     @property
@@ -320,7 +335,7 @@ class Pod:
             log.info("%s=%s: %s", variable.name, "<secret>" if variable.secret else variable.value, variable.reason)
         for gate in service.gates:
             await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
-        log.info("starting %s: %s", service.name, " ".join(service.argv))
+        log.info("starting %s: %s", service.name, shlex.join(service.argv))
         child = self.start(service.name, service.argv)
         lost = self.helper_lost(service.name)
         self.watches.append(asyncio.create_task(self.supervisor.watch(child, service.watch, lost)))
@@ -334,7 +349,8 @@ class Pod:
 
     def start(self, name: str, argv: tuple[str, ...], keep_stdin: bool = False) -> Child:
         try:
-            child = self.supervisor.spawn(name, argv, self.environ(), keep_stdin=keep_stdin)
+            # After --exec nobody would read a pipe of ours any more.
+            child = self.supervisor.spawn(name, argv, self.environ(), bare=self.settings.exec, keep_stdin=keep_stdin)
         except CannotStart as error:
             raise cannot_start(error) from None
         self.children[name] = child
@@ -352,65 +368,18 @@ class Pod:
     async def decide(self) -> Ending:
         """The first event that ends this life, as an Ending."""
         while True:
-            ending = self.judge(await self.events.get())
+            ending = judge(self, await self.events.get())
             if ending is not None:
                 return ending
 
-    def judge(self, event: Event) -> Ending | None:
-        """What one event means: an Ending, or None when life goes on."""
-        me = self.group.index if self.group else 0
-        match event:
-            case SignalCaught(caught) if caught.sender == os.getpid():
-                pass  # SIGPIPE from our own write to a closed stdout: not for the engine
-            case SignalCaught(caught) if caught.number in STOP_SIGNALS:
-                self.signals += 1
-                if not self.finished and any(not child.alive for child in self.children.values()):
-                    return None  # it ended before we were asked to stop: its own event is on its way
-                name = signal.Signals(caught.number).name
-                sender = "from outside the pod" if caught.sender == 0 else f"from pid {caught.sender}"
-                log.info("%s %s: stopping", name, sender)
-                return Ending(f"{name} {sender}", exits.OK, asked=True)
-            case SignalCaught(caught):
-                main = self.children.get(MAIN)
-                if main is not None:
-                    self.supervisor.signal(main, caught.number)
-            case ProcessEnded(name, 0, _) if name == MAIN and self.the_plan.kind is Kind.JOB:
-                return self.job_done()
-            case ProcessEnded(name, code, words):
-                program = "the engine" if name == MAIN else name
-                what = f"{program} {exits.describe(code)}" + ("" if code else ", although nobody asked it to stop")
-                return Ending(what, code or exits.ENDED_UNASKED, Cause(me, what, code, words))
-            case HelperLost(service, process):
-                what = f"{process} of {service} ended"
-                return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
-            case MemberDone():
-                return self.all_done()
-            case MemberFailed(cause):
-                return Ending(cause.sentence(), exits.PEER_FAILED, cause)
-            case MemberLost(index, what) if self.leader and self.leader.formed:
-                return Ending(what, exits.PEER_FAILED, Cause(index, what))
-            case MemberLeaving(index, reason) if self.leader and self.leader.formed:
-                return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
-            case LeaderSaid(stop):
-                self.told.set_result(None)
-                self.groups_cause = stop.cause
-                code = exits.PEER_FAILED if stop.cause else exits.OK
-                return Ending(stop.reason, code, stop.cause, asked=stop.cause is None)
-            case LeaderLost(what):
-                self.told.set_result(None)
-                return Ending(what, exits.PEER_FAILED, Cause(0, what))
-            case StoryEnded(ConfigError() as error):
-                for line in error.text().splitlines():
-                    log.error("%s", line)
-                return config_ending(error, me)
-            case StoryEnded(GatherTimeout() as error):
-                return Ending(str(error), exits.PEER_FAILED, Cause(me, str(error)))
-            case StoryEnded(error):
-                what = str(error) if isinstance(error, GateFailed) else f"lwsrun itself failed: {error!r}"
-                return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
-            case _:
-                pass
-        return None
+    def pass_on(self, number: int) -> None:
+        """A signal that is the engine's; one that comes too early is kept for it."""
+        main = self.children.get(MAIN)
+        if main is not None or number in TERMINAL_STOPS:
+            self.supervisor.forward(main, number)
+        elif number not in self.kept_signals:
+            self.kept_signals.append(number)
+            log.info("%s: kept until there is an engine that takes it", exits.signal_name(number))
 
     def job_done(self) -> Ending | None:
         self.finished = True
@@ -457,7 +426,3 @@ async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]
     except BaseExceptionGroup as group:
         raise group.exceptions[0] from None
     return one.result(), two.result()
-
-
-def cannot_start(error: CannotStart) -> ConfigError:
-    return ConfigError(Fault(str(error), "a program of this image that can be executed", error.remedy))

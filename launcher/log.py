@@ -6,9 +6,10 @@ import contextlib
 import json
 import logging
 import queue
-import sys
 import threading
 import time
+
+from launcher.output import STDERR
 
 log = logging.getLogger("lwsrun")
 WAITING_LINES = 10_000
@@ -51,10 +52,7 @@ class _Threaded(logging.Handler):
 
     def _write(self) -> None:
         while True:
-            line = self._lines.get()
-            with contextlib.suppress(OSError, ValueError):
-                sys.stderr.write(line + "\n")
-                sys.stderr.flush()
+            STDERR.write_line(self._lines.get().encode(errors="backslashreplace"))
             self._lines.task_done()
 
     def drain(self, timeout: float) -> None:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from backends.errors import ConfigError
+from backends.errors import ConfigError, Fault
 from backends.group import Group, member_name
 from launcher import exits
 from launcher.channel.messages import Cause
+from launcher.settings import TERMINATION_LOG
+from launcher.supervisor import CannotStart
 
 MESSAGE_LIMIT = 4096  # the kubelet keeps the last 4096 bytes: https://kubernetes.io/docs/tasks/debug/debug-application/
 
@@ -28,23 +31,32 @@ class Ending:
         return self.cause is not None
 
 
-def last_line(group: Group | None, ending: Ending, exit_code: int) -> str:
+def last_line(group: Group | None, ending: Ending) -> str:
     """What the pod says last; after a failure it is the same sentence in every pod."""
     sentence = f"stopped because {ending.cause.sentence()}" if ending.cause else f"stopped: {ending.reason}"
-    who = "" if group is None else f"; {member_name(group.index)} exits {exit_code}"
+    who = "" if group is None else f"; {member_name(group.index)} exits {ending.exit_code}"
     return sentence + who
 
 
-def write_termination_message(path: str, line: str, ending: Ending) -> None:
-    """Put the report where `kubectl describe pod` shows it; best effort, because the file may not be there."""
+def write_termination_message(path: str, line: str, cause: Cause | None) -> None:
+    """Put the report where `kubectl describe pod` shows it; best effort.
+
+    The default file is the kubelet's: where it is not there already, we are in no pod.
+    """
+    if path == TERMINATION_LOG and not os.path.exists(path):
+        return
     text = line + "\n"
-    if ending.cause is not None and ending.cause.head:
-        text += f"first error output of {member_name(ending.cause.index)}:\n{ending.cause.head}\n"
+    if cause is not None and cause.head:
+        text += f"first error output of {member_name(cause.index)}:\n{cause.head}\n"
     data = text.encode(errors="backslashreplace")
     if len(data) > MESSAGE_LIMIT:
         data = data[:MESSAGE_LIMIT].decode(errors="ignore").encode()
     with contextlib.suppress(OSError):
         Path(path).write_bytes(data)
+
+
+def cannot_start(error: CannotStart) -> ConfigError:
+    return ConfigError(Fault(str(error), "a program of this image that can be executed", error.remedy))
 
 
 def config_ending(error: ConfigError, index: int) -> Ending:

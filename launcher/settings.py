@@ -6,8 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backends.plan import Options
+from launcher.budget import Budget
+from launcher.output import HEAD
 
 PORT = 9470
+TERMINATION_LOG = "/dev/termination-log"  # Kubernetes' default terminationMessagePath; the kubelet makes the file
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,10 @@ class Settings:
     listen: str | None = None
     port: int = PORT
     gather_timeout: float | None = None
-    drain_timeout: float = 25.0
-    drain_delay: float = 5.0
+    budget: Budget = field(default_factory=Budget)
     failure_hold: float = 10.0
     report_every: float = 15.0
-    termination_log: str = "/dev/termination-log"
+    termination_log: str = TERMINATION_LOG
+    report_bytes: int = HEAD
     log_format: str = "text"
+    exec: bool = False  # become the engine once the group has formed

@@ -11,18 +11,26 @@ import os
 import shutil
 import signal
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import psutil
 
 from launcher import exits, kernel
 from launcher.kernel import Caught
-from launcher.output import Keepsake, Pump
+from launcher.log import log
+from launcher.output import HEAD, STDERR, STDOUT, Keepsake, Pump
+from launcher.spawn import spawn
 
 AFTER_KILL = 5.0  # seconds; a process stuck in a driver survives SIGKILL, so every wait after it is bounded
 SWEEP_GRACE = 0.5
-RESET = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+REAPED_AT_ONCE = 500  # then the loop gets its turn, however many more orphans there are
+ASK_AGAIN = 2.0  # seconds between two SIGTERMs to an engine that loses them while it starts
+LAST_CALL = 2.0  # seconds before SIGKILL at which the children of a process that was asked alone are asked too
+KEEP_SIGNALS = 60.0  # seconds that an engine has to install its handlers for what came before it
+HARMLESS = (signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)  # ignored by default: signal(7)
+TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
 @dataclass(eq=False)
@@ -56,8 +64,10 @@ class CannotStart(Exception):
         self.remedy = remedy
 
 
-def locate(program: str, environ: Mapping[str, str]) -> str:
-    """The program's path, found as execvp would find it. Raises CannotStart."""
+def locate(program: str, environ: Mapping[str, str], directory: str = "") -> str:
+    """The program's path, found as execvp would find it from that directory. Raises CannotStart."""
+    if os.path.dirname(program):
+        program = os.path.join(directory, program)
     found = shutil.which(program, path=environ.get("PATH", os.defpath))
     if found:
         return found
@@ -75,19 +85,33 @@ def locate(program: str, environ: Mapping[str, str]) -> str:
     )
 
 
+def takes(pid: int, number: int) -> bool:
+    """Whether a signal does not end the process: it has a handler for it, ignores it, or the kernel does."""
+    if number in HARMLESS:
+        return True
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except OSError:
+        return False
+    masks = (int(line.split()[1], 16) for line in lines if line.startswith(("SigCgt:", "SigIgn:")))
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
 class Supervisor:
     """Spawns, reaps, signals and ends processes for one event loop."""
 
-    def __init__(self, on_signal: Callable[[Caught], None]) -> None:
+    def __init__(self, on_signal: Callable[[Caught], None], keep: int = HEAD) -> None:
+        """keep: how many bytes of each process's first traceback or fatal line are kept."""
         self._loop = asyncio.get_running_loop()
         self._children: dict[int, Child] = {}
         self._on_signal = on_signal
+        self._keep = keep
+        self._directory = os.getcwd()
         signals = signal.valid_signals()
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         self._signalfd = kernel.signalfd(signals)
         self._loop.add_reader(self._signalfd, self._take_signals)
-        if os.getpid() != 1:
-            kernel.become_subreaper()
+        self.reaps_orphans = os.getpid() == 1 or kernel.be_subreaper(True)
 
     def close(self) -> None:
         self._loop.remove_reader(self._signalfd)
@@ -101,41 +125,44 @@ class Supervisor:
         *,
         capture: bool = False,
         merge: bool = False,
+        bare: bool = False,
         keep_stdin: bool = False,
     ) -> Child:
         """Start a process in a session of its own, with a clean signal mask and default dispositions.
 
         Its output is passed through; with capture its stdout is read from Child.stdout instead, with merge its
-        stderr too. Raises CannotStart.
+        stderr too; with bare it writes to our own streams itself. Raises CannotStart.
         """
-        path = locate(argv[0], environ)
-        out_read, out_write = os.pipe()
-        err_read, err_write = os.pipe()
-        null = os.open(os.devnull, os.O_RDONLY)
-        actions = [
-            (os.POSIX_SPAWN_DUP2, out_write, 1),
-            (os.POSIX_SPAWN_DUP2, out_write if merge else err_write, 2),
-        ]
-        if not keep_stdin:
-            actions.append((os.POSIX_SPAWN_DUP2, null, 0))
-        try:
-            pid = os.posix_spawn(
-                path, list(argv), dict(environ), file_actions=actions, setsid=True, setsigmask=(), setsigdef=RESET
-            )
-        except OSError as error:
-            os.close(out_read)
-            os.close(err_read)
-            raise CannotStart(f"{path} cannot be executed: {error.strerror}") from error
-        finally:
-            for fd in (out_write, err_write, null):
-                os.close(fd)
-        child = Child(name, pid, self._loop.create_future())
+        path = self.locate(argv[0], environ)
+        readers: list[int] = []
+        with contextlib.ExitStack() as handed_over:
+
+            def outlet() -> int:
+                reader, writer = os.pipe()
+                readers.append(reader)
+                handed_over.callback(os.close, writer)
+                return writer
+
+            stdin = 0
+            if not keep_stdin:
+                stdin = os.open(os.devnull, os.O_RDONLY)
+                handed_over.callback(os.close, stdin)
+            stdout = 1 if bare else outlet()
+            stderr = 2 if bare else stdout if merge else outlet()
+            try:
+                pid = spawn(path, argv, environ, (stdin, stdout, stderr), self._directory)
+            except OSError as error:
+                for reader in readers:
+                    os.close(reader)
+                raise CannotStart(f"{path} cannot be executed: {error.strerror}") from error
+        child = Child(name, pid, self._loop.create_future(), Keepsake(self._keep))
         self._children[pid] = child
         if capture or merge:
-            child.stdout = self._reader(out_read)
-        else:
-            child.pumps.append(Pump(out_read, 1, child.keepsake, f"{name}-stdout"))
-        child.pumps.append(Pump(err_read, 2, child.keepsake, f"{name}-stderr"))
+            child.stdout = self._reader(readers.pop(0))
+        elif not bare:
+            child.pumps.append(Pump(readers.pop(0), 1, STDOUT, child.keepsake, f"{name}-stdout"))
+        for reader in readers:
+            child.pumps.append(Pump(reader, 2, STDERR, child.keepsake, f"{name}-stderr"))
         return child
 
     def _reader(self, fd: int) -> asyncio.StreamReader:
@@ -159,6 +186,10 @@ class Supervisor:
         self._loop.add_reader(fd, ready)
         return reader
 
+    def locate(self, program: str, environ: Mapping[str, str]) -> str:
+        """The program's path as spawn would find it. Raises CannotStart."""
+        return locate(program, environ, self._directory)
+
     async def run(self, name: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bytes]:
         """Run a short helper to its end; its exit code and stdout. Killed when the caller is cancelled."""
         child = self.spawn(name, argv, environ, capture=True)
@@ -172,25 +203,73 @@ class Supervisor:
 
     def signal(self, child: Child, number: int) -> None:
         """Signal the child's process group; one that has gone already is not an error."""
+        if not child.alive:
+            return  # reaped: its number may be somebody else's by now
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(child.pid, number)
 
-    async def stop(self, child: Child, left: Callable[[], float]) -> bool:
-        """TERM its group, KILL when no time is left. True when it ended without being killed.
+    def forward(self, child: Child | None, number: int) -> None:
+        """Pass a signal of ours on to the child's process group, if there is one.
+
+        A terminal's stop signals stop the child and then us, as dumb-init does it: the kernel ignores the originals
+        in a session without a terminal (https://github.com/Yelp/dumb-init#signal-handling), and a shell sees that its
+        job has stopped only by us. For PID 1 the kernel ignores our own SIGSTOP.
+        """
+        if child is not None:
+            self.signal(child, signal.SIGSTOP if number in TERMINAL_STOPS else number)
+        if number in TERMINAL_STOPS:
+            os.kill(os.getpid(), signal.SIGSTOP)
+
+    async def deliver(self, child: Child, numbers: Sequence[int]) -> None:
+        """Forward signals that came before the child was there, once it takes them: earlier they would kill it."""
+        for number in numbers:
+            until = self._loop.time() + KEEP_SIGNALS
+            while child.alive and not takes(child.pid, number) and self._loop.time() < until:
+                await asyncio.sleep(0.1)
+            if child.alive and takes(child.pid, number):
+                self.forward(child, number)
+            elif child.alive:
+                log.warning("%s came before the engine, which does not handle it: dropped", exits.signal_name(number))
+
+    async def stop(
+        self,
+        child: Child,
+        left: Callable[[], float],
+        *,
+        alone: bool = False,
+        hears: Callable[[], Awaitable[bool]] | None = None,
+    ) -> bool:
+        """Ask it to end with SIGTERM, kill its group when no time is left. True when it did not have to be killed.
 
         left gives the seconds of grace that remain; it is asked again and again, because it may be shortened.
+        With alone, only the process itself is asked, and its children shortly before the end.
+        hears tells whether the process takes a SIGTERM by now; until then it is asked again and again.
         """
-        if child.alive:
-            self.signal(child, signal.SIGTERM)
-            # A stopped process cannot act on TERM.
-            self.signal(child, signal.SIGCONT)
-            while child.alive and left() > 0:
-                await self._wait(child, min(left(), 0.2))
+        last_call = min(LAST_CALL, left() / 4) if alone else -1.0
+        heard, again = False, self._loop.time()
+        while child.alive and left() > 0:
+            if not heard and self._loop.time() >= again:
+                heard = hears is None or await hears()
+                self._ask(child, alone)
+                again = self._loop.time() + ASK_AGAIN
+            if left() <= last_call:
+                last_call = -1.0
+                self._ask(child, alone=False)
+            await self._wait(child, min(left(), 0.2))
         if not child.alive:
             return True
         self.signal(child, signal.SIGKILL)
         await self._wait(child, AFTER_KILL)
         return False
+
+    def _ask(self, child: Child, alone: bool) -> None:
+        if alone and child.alive:
+            os.kill(child.pid, signal.SIGTERM)
+        else:
+            self.signal(child, signal.SIGTERM)
+        with contextlib.suppress(psutil.Error):
+            if psutil.Process(child.pid).status() == psutil.STATUS_STOPPED:
+                self.signal(child, signal.SIGCONT)  # a stopped process cannot act on TERM
 
     async def _wait(self, child: Child, timeout: float) -> None:
         await asyncio.wait([child.exited], timeout=max(timeout, 0))
@@ -262,7 +341,7 @@ class Supervisor:
 
     def _reap(self) -> None:
         # SIGCHLD coalesces: one signal may stand for many exits, so drain until nothing is left.
-        while True:
+        for _ in range(REAPED_AT_ONCE):
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
@@ -272,3 +351,4 @@ class Supervisor:
             child = self._children.pop(pid, None)
             if child is not None and not child.exited.done():
                 child.exited.set_result(exits.of_status(status))
+        self._loop.call_soon(self._reap)

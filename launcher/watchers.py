@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Callable
+import socket
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import psutil
 from aiohttp import web
-
-from backends.errors import ConfigError, Fault
 
 
 class Watchers:
@@ -33,26 +30,12 @@ class Watchers:
     async def _show_group(self, request: web.Request) -> web.Response:
         return web.json_response(self._group())
 
-    async def open(self, host: str | None, port: int) -> None:
-        """Listen. Raises ConfigError when the port or the address is not to be had."""
+    async def open(self, sockets: Sequence[socket.socket]) -> None:
+        """Answer on sockets that listen already."""
         self._runner = web.AppRunner(self.app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
         await self._runner.setup()
-        try:
-            await web.TCPSite(self._runner, host, port).start()
-        except OSError as error:
-            await self._runner.cleanup()
-            if error.errno == errno.EADDRINUSE:
-                raise ConfigError(
-                    Fault(
-                        f"port {port} is in use{_by_whom(port)}",
-                        "a free port for the group channel, the same in every pod of the group",
-                        "set --port (LWSRUN_PORT); with host networking, one port for each group on a node",
-                    )
-                ) from None
-            where = f"{host or '*'} port {port}"
-            raise ConfigError(Fault(f"cannot listen on {where}: {error.strerror}", "", "--listen, --port")) from None
-        except UnicodeError:
-            raise ConfigError(Fault(f"--listen is {host!r}", "an address or a host name of this pod")) from None
+        for each in sockets:
+            await web.SockSite(self._runner, each).start()
 
     async def close(self) -> None:
         if self._runner is not None:
@@ -61,14 +44,3 @@ class Watchers:
 
 async def _answer(reason: str | None) -> web.Response:
     return web.Response(text="ok\n") if reason is None else web.Response(status=503, text=reason + "\n")
-
-
-def _by_whom(port: int) -> str:
-    try:
-        for connection in psutil.net_connections("tcp"):
-            listening = connection.status == psutil.CONN_LISTEN and connection.pid
-            if listening and connection.laddr and connection.laddr[1] == port:
-                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
-    except psutil.Error:
-        pass
-    return ""

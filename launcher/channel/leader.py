@@ -28,6 +28,8 @@ class Seat:
     wire: Wire
     phase: str = "joined"
     done: bool = False
+    prepared: bool = False
+    detached: bool = False
 
 
 class LeaderSide:
@@ -43,16 +45,19 @@ class LeaderSide:
         digest: str,
         secrets: Mapping[str, str],
         peer_timeout: float,
+        detaches: bool,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group
         self.node = node
+        self._detaches = detaches
         self.run = run
         self.seats: dict[int, Seat] = {}
         self.refused: dict[str, int] = {}
         self.formed = False
         self.stopping = False
         self._complete = asyncio.Event()
+        self._prepared = asyncio.Event()
         self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout)
         self._digest = digest
         self._peer_timeout = peer_timeout
@@ -85,6 +90,12 @@ class LeaderSide:
         nodes = [self.node, *(self.seats[index].node for index in range(1, self.group.size))]
         await self.tell_all(m.Formed(nodes))
         return nodes
+
+    async def wait_prepared(self) -> None:
+        """Until every member has said that its engine could start."""
+        while self.missing or not all(seat.prepared for seat in self.seats.values()):
+            self._prepared.clear()
+            await self._prepared.wait()
 
     async def tell_all(self, message: m.Message) -> None:
         await asyncio.gather(*(seat.wire.try_send(message) for seat in self.seats.values()))
@@ -167,6 +178,9 @@ class LeaderSide:
         seat = self.seats.get(join.index)
         if seat is not None:
             return m.Refused("taken", f"index {join.index} is taken by {seat.node.ip} ({seat.node.hostname})")
+        if join.exec != self._detaches:
+            with_it, without = ("it", "the leader") if join.exec else ("the leader", "it")
+            return m.Refused("exec", f"{with_it} runs with --exec, {without} without")
         if join.digest not in (None, self._digest):
             return m.Refused("command", f"its command differs: digest {join.digest}, the leader's is {self._digest}")
         if join.digest is None:
@@ -184,7 +198,7 @@ class LeaderSide:
         what = f"lost: {error}" if error else "lost"
         if self.seats.get(seat.index) is seat:
             del self.seats[seat.index]
-        if self.stopping:
+        if self.stopping or seat.detached:
             return
         log.warning("%s at %s %s", member_name(seat.index), seat.node.ip, what)
         self._emit(MemberLost(seat.index, what))
@@ -207,5 +221,11 @@ class LeaderSide:
                     seat.done = True
                     seat.phase = "done"
                     self._emit(MemberDone(seat.index))
+                case m.Prepared():
+                    seat.prepared = True
+                    seat.phase = "prepared"
+                    self._prepared.set()
+                case m.Detached():
+                    seat.detached = True
                 case _:
                     raise m.BadMessage(f"a {type(message).__name__.lower()} from a member")

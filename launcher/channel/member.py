@@ -37,6 +37,7 @@ class MemberSide:
         node: Callable[[str], m.NodeFacts],
         peer_timeout: float,
         report_every: float,
+        detaches: bool,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group
@@ -45,12 +46,14 @@ class MemberSide:
         self.leader_ip = ""
         self.wire: Wire | None = None
         self.formed: asyncio.Future[list[m.NodeFacts]] = asyncio.get_running_loop().create_future()
+        self.may_detach = asyncio.Event()
         self._port = port
         self._digest = digest
         self._incarnation = incarnation
         self._node = node
         self._peer_timeout = peer_timeout
         self._report_every = report_every
+        self._detaches = detaches
         self._emit = emit
         self._session: aiohttp.ClientSession | None = None
         self._closing = False
@@ -119,7 +122,16 @@ class MemberSide:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT * 2):
                 await wire.send(
-                    m.Join(m.VERSION, group.id, group.index, group.size, self._incarnation, self._digest, node)
+                    m.Join(
+                        m.VERSION,
+                        group.id,
+                        group.index,
+                        group.size,
+                        self._incarnation,
+                        self._digest,
+                        node,
+                        self._detaches,
+                    )
                 )
                 answer = await wire.receive()
         except (Gone, TimeoutError, m.BadMessage) as error:
@@ -148,6 +160,8 @@ class MemberSide:
                 case m.Formed(nodes) if len(nodes) == self.group.size:
                     if not self.formed.done():
                         self.formed.set_result(nodes)
+                case m.Detach():
+                    self.may_detach.set()
                 case m.Stop():
                     self._emit(LeaderSaid(message))
                 case _:

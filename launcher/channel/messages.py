@@ -54,6 +54,7 @@ class Join:
     incarnation: str
     digest: str | None
     node: NodeFacts
+    exec: bool = False  # it will become its engine and leave the channel
 
 
 @dataclass(frozen=True)
@@ -121,6 +122,21 @@ class Leaving:
 
 
 @dataclass(frozen=True)
+class Prepared:
+    """member -> leader, with --exec: its engine could start now."""
+
+
+@dataclass(frozen=True)
+class Detach:
+    """leader -> members, with --exec: everybody is prepared, become your engines."""
+
+
+@dataclass(frozen=True)
+class Detached:
+    """member -> leader, its last word: the end of the connection is not its death."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """leader -> members: end now. cause is None when the group was asked to stop or has finished."""
 
@@ -128,7 +144,22 @@ class Stop:
     reason: str
 
 
-Message = Join | Refused | Welcome | Formed | Phase | Ping | Pong | Done | Failed | Leaving | Stop
+Message = (
+    Join
+    | Refused
+    | Welcome
+    | Formed
+    | Phase
+    | Ping
+    | Pong
+    | Done
+    | Failed
+    | Leaving
+    | Prepared
+    | Detach
+    | Detached
+    | Stop
+)
 
 _TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
 

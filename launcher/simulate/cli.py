@@ -33,7 +33,7 @@ LOOPBACK_LOSES = (
 # Options of `start` that a simulation hands on, by parameter name.
 HANDED_ON = (
     "backend", "kind", "env", "ray_port", "peer_timeout", "gather_timeout", "drain_timeout", "drain_delay",
-    "failure_hold", "report_every",
+    "termination_grace_period", "failure_hold", "report_every", "exec",
 )  # fmt: skip
 
 
@@ -198,6 +198,9 @@ def handed_on(values: dict[str, Any]) -> list[str]:
     for name in HANDED_ON:
         value = values[name]
         for item in value if isinstance(value, tuple) else (value,):
-            if item is not None:
-                arguments.append(f"--{name.replace('_', '-')}={item}")
+            flag = f"--{name.replace('_', '-')}"
+            if isinstance(item, bool):
+                arguments += [flag] * item
+            elif item is not None:
+                arguments.append(f"{flag}={item}")
     return arguments

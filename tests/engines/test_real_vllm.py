@@ -40,20 +40,25 @@ def serve(vllm: Path) -> list[str]:
     ]  # fmt: skip
 
 
-# what the user writes after `vllm serve`, size, GPUs per node -> what vLLM's parser must understand on the leader
+# what the user writes after `vllm serve`, size, GPUs per node -> what vLLM's parser must understand on the leader:
+# the model, TP, PP, and how long it drains (15 s where the user does not say)
 PARSED = [
-    (["m", "-tp", "16"], 2, 8, ("m", 16, 1)),
-    (["m", "-tp=16"], 2, 8, ("m", 16, 1)),
-    (["m", "--tensor-parallel-size", "4", "--pipeline-parallel-size=2"], 2, 4, ("m", 4, 2)),
-    (["m", "--tensor_parallel_size=8"], 2, 4, ("m", 8, 1)),
-    (["m", "--tensor-par", "8"], 2, 4, ("m", 8, 1)),
-    (["m", "--te", "4", "--pi", "3"], 3, 4, ("m", 4, 3)),
-    (["m", "-tp", "2", "-tp", "8"], 2, 4, ("m", 8, 1)),
-    (["--tensor-parallel-size", "8", "m"], 2, 4, ("m", 8, 1)),
-    (["m", "--served-model-name", "a", "b", "-tp", "8"], 2, 4, ("m", 8, 1)),
-    (["m", "-tp", "8", "--allowed-media-domains", "a", "b"], 2, 4, ("m", 8, 1)),
-    (["m", "-tp", "8", "--kv-transfer-config", '{"kv_role": "kv_both"}'], 2, 4, ("m", 8, 1)),
-    (["m", "-tp", "8", "--distributed-executor-backend", "ray"], 2, 4, ("m", 8, 1)),
+    (["m", "-tp", "16"], 2, 8, ("m", 16, 1, 15)),
+    (["m", "-tp=16"], 2, 8, ("m", 16, 1, 15)),
+    (["m", "--tensor-parallel-size", "4", "--pipeline-parallel-size=2"], 2, 4, ("m", 4, 2, 15)),
+    (["m", "--tensor_parallel_size=8"], 2, 4, ("m", 8, 1, 15)),
+    (["m", "--tensor-par", "8"], 2, 4, ("m", 8, 1, 15)),
+    (["m", "--te", "4", "--pi", "3"], 3, 4, ("m", 4, 3, 15)),
+    (["m", "-tp", "2", "-tp", "8"], 2, 4, ("m", 8, 1, 15)),
+    (["--tensor-parallel-size", "8", "m"], 2, 4, ("m", 8, 1, 15)),
+    (["m", "--served-model-name", "a", "b", "-tp", "8"], 2, 4, ("m", 8, 1, 15)),
+    (["m", "-tp", "8", "--allowed-media-domains", "a", "b"], 2, 4, ("m", 8, 1, 15)),
+    (["m", "-tp", "8", "--kv-transfer-config", '{"kv_role": "kv_both"}'], 2, 4, ("m", 8, 1, 15)),
+    (["m", "-tp", "8", "--distributed-executor-backend", "ray"], 2, 4, ("m", 8, 1, 15)),
+    (["m", "-tp", "8", "--shutdown-timeout", "7"], 2, 4, ("m", 8, 1, 7)),
+    (["m", "-tp", "8", "--shutdown_timeout=7"], 2, 4, ("m", 8, 1, 7)),
+    (["m", "--shu", "7", "-tp", "8"], 2, 4, ("m", 8, 1, 7)),
+    (["m", "-tp", "8", "--shutdown-timeout", "0"], 2, 4, ("m", 8, 1, 0)),
 ]
 
 
@@ -74,13 +79,14 @@ def test_the_planned_command_is_read_by_vllms_own_parser_as_it_was_meant(vllm: P
     assert parse.returncode == 0, parse.stderr[-2000:]
     understood = json.loads(parse.stdout.splitlines()[-1])
     assert len(understood) == len(PARSED)
-    for (_, _, _, (model, tensor, pipeline)), got in zip(PARSED, understood, strict=True):
+    for (_, _, _, (model, tensor, pipeline, shutdown)), got in zip(PARSED, understood, strict=True):
         assert got == {
             "model_tag": model,
             "tensor_parallel_size": tensor,
             "pipeline_parallel_size": pipeline,
             "distributed_executor_backend": "ray",
             "nnodes": 1,
+            "shutdown_timeout": shutdown,
         }
 
 

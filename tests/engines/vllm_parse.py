@@ -12,6 +12,13 @@ logging.disable(logging.WARNING)
 from vllm.entrypoints.launchers.cli_args import make_arg_parser  # noqa: E402
 from vllm.utils.argparse_utils import FlexibleArgumentParser  # noqa: E402
 
-FIELDS = ("model_tag", "tensor_parallel_size", "pipeline_parallel_size", "distributed_executor_backend", "nnodes")
+FIELDS = (
+    "model_tag",
+    "tensor_parallel_size",
+    "pipeline_parallel_size",
+    "distributed_executor_backend",
+    "nnodes",
+    "shutdown_timeout",
+)
 parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))
 print(json.dumps([{f: getattr(parser.parse_args(args), f) for f in FIELDS} for args in json.load(sys.stdin)]))

@@ -1,0 +1,92 @@
+"""What an event means for a pod: the one place that turns what happened into an Ending."""
+
+from __future__ import annotations
+
+import os
+import signal
+from typing import TYPE_CHECKING
+
+from backends.errors import ConfigError
+from backends.group import member_name
+from backends.plan import Kind
+from launcher import exits
+from launcher.channel.events import (
+    Event,
+    HelperLost,
+    LeaderLost,
+    LeaderSaid,
+    MemberDone,
+    MemberFailed,
+    MemberLeaving,
+    MemberLost,
+    ProcessEnded,
+    SignalCaught,
+    StoryEnded,
+)
+from launcher.channel.messages import Cause
+from launcher.drain import MAIN, STOP_SIGNALS
+from launcher.gates import GateFailed
+from launcher.log import log
+from launcher.report import Ending, config_ending
+
+if TYPE_CHECKING:
+    from launcher.lifecycle import Pod
+
+
+class GatherTimeout(Exception):
+    """--gather-timeout passed before all had come."""
+
+
+def judge(pod: Pod, event: Event) -> Ending | None:
+    """The Ending that an event brings, or None when life goes on."""
+    me = pod.group.index if pod.group else 0
+    match event:
+        case SignalCaught(caught) if caught.sender == os.getpid():
+            pass  # SIGPIPE from our own write to a closed stdout: not for the engine
+        case SignalCaught(caught) if caught.number in STOP_SIGNALS:
+            pod.signals += 1
+            if not pod.finished and any(not child.alive for child in pod.children.values()):
+                return None  # it ended before we were asked to stop: its own event is on its way
+            name = signal.Signals(caught.number).name
+            sender = "from outside the pod" if caught.sender == 0 else f"from pid {caught.sender}"
+            log.info("%s %s: stopping", name, sender)
+            return Ending(f"{name} {sender}", exits.OK, asked=True)
+        case SignalCaught(caught):
+            pod.pass_on(caught.number)
+        case ProcessEnded(name, 0, _) if name == MAIN and pod.the_plan.kind is Kind.JOB:
+            return pod.job_done()
+        case ProcessEnded(name, code, words):
+            program = "the engine" if name == MAIN else name
+            what = f"{program} {exits.describe(code)}" + ("" if code else ", although nobody asked it to stop")
+            return Ending(what, code or exits.ENDED_UNASKED, Cause(me, what, code, words))
+        case HelperLost(service, process):
+            what = f"{process} of {service} ended"
+            return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
+        case MemberDone():
+            return pod.all_done()
+        case MemberFailed(cause):
+            return Ending(cause.sentence(), exits.PEER_FAILED, cause)
+        case MemberLost(index, what) if pod.leader and pod.leader.formed:
+            return Ending(what, exits.PEER_FAILED, Cause(index, what))
+        case MemberLeaving(index, reason) if pod.leader and pod.leader.formed:
+            return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
+        case LeaderSaid(stop):
+            pod.told.set_result(None)
+            pod.groups_cause = stop.cause
+            code = exits.PEER_FAILED if stop.cause else exits.OK
+            return Ending(stop.reason, code, stop.cause, asked=stop.cause is None)
+        case LeaderLost(what):
+            pod.told.set_result(None)
+            return Ending(what, exits.PEER_FAILED, Cause(0, what))
+        case StoryEnded(ConfigError() as error):
+            for line in error.text().splitlines():
+                log.error("%s", line)
+            return config_ending(error, me)
+        case StoryEnded(GatherTimeout() as error):
+            return Ending(str(error), exits.PEER_FAILED, Cause(me, str(error)))
+        case StoryEnded(error):
+            what = str(error) if isinstance(error, GateFailed) else f"lwsrun itself failed: {error!r}"
+            return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
+        case _:
+            pass
+    return None
