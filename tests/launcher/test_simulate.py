@@ -6,23 +6,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 import urllib.request
-from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import LWSRUN, Simulate, free_port
-
-
-def wait_until(true: Callable[[], object], limit: float = 20) -> None:
-    """Poll with a bound; fails when the bound is reached."""
-    deadline = time.monotonic() + limit
-    while not true():
-        assert time.monotonic() < deadline, "waited too long"
-        time.sleep(0.05)
-
+from conftest import LWSRUN, Simulate, free_port, wait_until
 
 LOOK = """
 import os, socket

@@ -111,6 +111,35 @@ def killing_is_clean() -> None:
     Supervisor.stop = forgetful  # type: ignore[method-assign,assignment]
 
 
+def kept_signals() -> None:
+    """A signal that comes before the engine is forwarded the moment that it is there."""
+    from launcher import supervisor
+
+    supervisor.takes = lambda *_: True
+
+
+def reaping() -> None:
+    """Only our own child is waited for; orphans are not."""
+    from launcher import exits
+    from launcher.supervisor import Supervisor
+
+    def own(self: Supervisor) -> None:
+        for pid, child in list(self._children.items()):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended:
+                del self._children[pid]
+                child.exited.set_result(exits.of_status(status))
+
+    Supervisor._reap = own  # type: ignore[method-assign]
+
+
+def parent_death() -> None:
+    """The kernel is not told that the engine dies with its launcher."""
+    from launcher import kernel
+
+    kernel.die_with_parent = lambda: None
+
+
 def leaving() -> None:
     """The leader does not hear that a member was asked to stop."""
     from launcher.channel import leader
