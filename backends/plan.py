@@ -93,6 +93,21 @@ Gate = PortOpen | RayNodes
 
 
 @dataclass(frozen=True)
+class InFlight:
+    """Where an engine tells how many requests it has.
+
+    metrics is a Prometheus page on which the sum of the gauges is what the engine works on; it lags by a step, so a
+    prompt that is just being read may be missing. load is a JSON page with the server's own count under load_key; a
+    client that went away may be left in it.
+    """
+
+    metrics: str
+    gauges: tuple[str, ...]
+    load: str | None = None
+    load_key: str = ""
+
+
+@dataclass(frozen=True)
 class Service:
     """A helper process that lives as long as the engine.
 
@@ -112,12 +127,14 @@ class Main:
 
     serves: where it accepts connections once it has started; until then it may lose a SIGTERM.
     asked_alone: asked to stop, it ends its children itself, in its order; else its whole process group is asked.
+    in_flight: for an engine that drops its requests when it is asked to stop: it is asked once it has none.
     """
 
     argv: tuple[str, ...]
     kind: Kind
     serves: PortOpen | None = None
     asked_alone: bool = False
+    in_flight: InFlight | None = None
 
 
 @dataclass(frozen=True)

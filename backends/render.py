@@ -73,7 +73,13 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
 
 def _main_data(main: Main) -> dict[str, Any]:
     serves = None if main.serves is None else _gate_data(main.serves)
-    return {"argv": list(main.argv), "kind": main.kind.value, "serves": serves, "asked_alone": main.asked_alone}
+    return {
+        "argv": list(main.argv),
+        "kind": main.kind.value,
+        "serves": serves,
+        "asked_alone": main.asked_alone,
+        "in_flight": main.in_flight.metrics if main.in_flight else None,
+    }
 
 
 def _watch(names: tuple[str, ...]) -> str:

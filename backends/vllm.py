@@ -10,11 +10,11 @@ from dataclasses import replace
 
 from backends import argv, ray
 from backends.argv import Flag
-from backends.command import detect
+from backends.command import Command, detect
 from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
 from backends.layout import check_layout
-from backends.plan import EnvVar, Kind, Plan, Request, unless_set
+from backends.plan import EnvVar, InFlight, Kind, Main, Plan, Request, join_host_port, unless_set
 from backends.serving import main_process
 from backends.versions import at_least
 
@@ -37,6 +37,13 @@ DP_SWITCHES = (
     Flag("--data-parallel-multi-port-external-lb", ("-dpm",), shortest="--data-parallel-m", takes_value=False),
 )
 CONFIG = Flag("--config")
+NO_STATS = Flag("--disable-log-stats", shortest="--disable-log-s", takes_value=False)
+CERTIFICATE = Flag("--ssl-certfile", shortest="--ssl-certf")
+GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+COUNT = Flag("--enable-server-load-tracking", shortest="--enable-se", takes_value=False)
+NO_COUNT = Flag("--no-enable-server-load-tracking", shortest="--no-enable-se", takes_value=False)
+COUNTS_SINCE = (0, 9)  # https://github.com/vllm-project/vllm/pull/13950
+API_SERVERS = Flag("--api-server-count", ("-asc",), shortest="--api-s")
 SHUTDOWN = Flag("--shutdown-timeout", shortest="--shu")
 NEWEST = "0.33.0"  # that these rules were read from
 DRAINS_SINCE = (0, 18)  # https://github.com/vllm-project/vllm/pull/36666
@@ -51,8 +58,8 @@ def plan_vllm(request: Request) -> Plan:
     context = argv.whole_number(arguments, PCP, 1)
     if context > 1:
         axes.append(("PCP", context))
-    arguments, drain = (arguments, ()) if command.is_dynamo else _with_drain(arguments, request)
     if request.group.size == 1:
+        arguments, drain = _with_drain(command, request)
         _refuse_more_nodes(arguments)
         data = argv.whole_number(arguments, DP, 1)
         if request.node.gpus:
@@ -85,6 +92,9 @@ def plan_vllm(request: Request) -> Plan:
         )
     if request.node.ray is None:
         raise ray.no_ray(request.node)
+    main, drain = None, ()
+    if request.group.is_leader:
+        main, drain = _drained_by_us(replace(command, argv=command.with_arguments(arguments)), kind, request)
     return Plan(
         backend="vllm",
         mode="Ray",
@@ -93,11 +103,9 @@ def plan_vllm(request: Request) -> Plan:
         env=(*host_ip(request), *ray.cluster_env(request)),
         services=(ray.cluster_service(request),),
         gates=ray.cluster_gates(request),
-        main=main_process(replace(command, argv=command.with_arguments(arguments)), kind)
-        if request.group.is_leader
-        else None,
+        main=main,
         leader_only=True,
-        decisions=drain if request.group.is_leader else (),
+        decisions=drain,
         notes=_notes(arguments, request),
     )
 
@@ -161,24 +169,47 @@ def _not_yet(what: str, remedy: str) -> Fault:
     return Fault(f"this version of lwsrun cannot run {what}", "a later version will", remedy)
 
 
-def _with_drain(arguments: tuple[str, ...], request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def _with_drain(command: Command, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The arguments with vLLM's own drain switched on, and why: without it a SIGTERM aborts every request."""
-    seconds = request.options.answering
+    arguments, seconds = command.arguments, request.options.answering
     theirs = argv.find(arguments, SHUTDOWN) or argv.find(arguments, CONFIG)  # a flag would win over the file
-    if theirs or not at_least(request.node.engine_version, DRAINS_SINCE) or seconds < 1:
+    can = at_least(request.node.engine_version, DRAINS_SINCE) and not command.is_dynamo
+    if theirs or not can or seconds < 1:
         return arguments, ()
     reason = "asked to stop, vLLM answers the requests that it has for so long, instead of aborting them"
     return argv.add(arguments, SHUTDOWN, str(seconds)), (f"{SHUTDOWN.name} {seconds}: {reason}",)
+
+
+def _drained_by_us(command: Command, kind: Kind, request: Request) -> tuple[Main, tuple[str, ...]]:
+    """On Ray vLLM's own drain does nothing: Ray's SIGTERM handler ends the engine's core (measured with 0.32).
+
+    The server then waits for ever for the streams that it has; so it is asked to stop when it has none.
+    """
+    arguments = command.arguments
+    main = main_process(command, kind)
+    if main.serves is None or argv.find(arguments, NO_STATS):
+        return main, ()
+    scheme = "https" if argv.find(arguments, CERTIFICATE) else "http"
+    page = f"{scheme}://{join_host_port(main.serves.host, main.serves.port)}"
+    in_flight = InFlight(f"{page}/metrics", GAUGES)
+    reason = "on Ray a SIGTERM ends vLLM at once, so it is asked to stop when no request is in flight"
+    one_server = argv.whole_number(arguments, API_SERVERS, 1, lowest=0) <= 1  # each counts its own
+    if at_least(request.node.engine_version, COUNTS_SINCE) and one_server and not argv.find(arguments, NO_COUNT):
+        in_flight = replace(in_flight, load=f"{page}/load", load_key="server_load")
+        reason = f"{COUNT.name}: {reason}"
+        if not argv.find(arguments, COUNT):
+            main = replace(main, argv=command.with_arguments(argv.add(arguments, COUNT)))
+    return replace(main, in_flight=in_flight), (reason,)
 
 
 def _notes(arguments: tuple[str, ...], request: Request) -> tuple[str, ...]:
     notes = []
     if argv.find(arguments, CONFIG):
         notes.append("--config FILE is read by vLLM alone: sizes that it sets are not seen here, give them as flags")
-        if not argv.find(arguments, SHUTDOWN):
+        if request.group.size == 1 and not argv.find(arguments, SHUTDOWN):
             notes.append(f"{SHUTDOWN.name} is left to --config FILE: without it a SIGTERM aborts every request")
     drain = argv.whole_number(arguments, SHUTDOWN, 0, lowest=0)
-    if drain > request.options.answering:
+    if request.group.size == 1 and drain > request.options.answering:
         notes.append(
             f"{SHUTDOWN.name} {drain} does not fit: {request.options.answering} s are left for it; raise"
             " --drain-timeout, and terminationGracePeriodSeconds above that"

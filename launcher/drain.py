@@ -6,18 +6,21 @@ import asyncio
 import contextlib
 import os
 import signal
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from backends.group import member_name
-from backends.plan import Kind, PortOpen
+from backends.plan import InFlight, Kind, PortOpen
 from launcher import exits
+from launcher.budget import TEARDOWN
 from launcher.channel.events import LeaderLost, LeaderSaid, SignalCaught
 from launcher.channel.messages import Failed, Leaving, Stop
 from launcher.gates import refuses
 from launcher.log import log
 from launcher.report import Ending
+from launcher.supervisor import Child
 
 if TYPE_CHECKING:
     from launcher.channel.leader import LeaderSide
@@ -30,6 +33,8 @@ SERVICE_GRACE = 1.0  # Ray's own shutdown takes seconds and keeps nothing that a
 FAILURE_GRACE = 5.0  # after a failure nothing can be served any more; long enough to release a GPU
 HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
 LAST_OUTPUT = 2.0  # seconds beyond the drain budget for a reader that is slow to take the engine's last output
+LOOK_EVERY = 0.2  # seconds
+NO_WORK = 5.0  # seconds without work in the engine, after which what the server still counts are clients that went away
 HURRY = 3.0  # what a second SIGTERM leaves of the grace
 
 
@@ -118,6 +123,8 @@ class Drain:
         def left() -> float:
             return self.left() - (self.reserve if keep_reserve else 0)
 
+        if main.in_flight is not None and keep_reserve:
+            await self.let_finish(main.in_flight, child, lambda: left() - TEARDOWN)
         asked = asyncio.get_running_loop().time()
         log.info("asking the engine to end; it has %.1f s", max(left(), 0))
         ended = await self.pod.supervisor.stop(
@@ -132,6 +139,30 @@ class Drain:
         else:
             self.killed_after = took
             log.warning("the engine has not ended within %.1f s: killed; what it was still doing is lost", took)
+
+    async def let_finish(self, engine: InFlight, child: Child, left: Callable[[], float]) -> None:
+        """Wait until an engine that would drop its requests has none."""
+        from launcher import in_flight
+
+        loop, told, none_served = asyncio.get_running_loop(), 0, 0
+        worked = loop.time()
+        while child.alive:
+            requests = await in_flight.look(engine)
+            if requests.engine is None:
+                return  # it has not started, or does not tell
+            # Twice: a request may be between two of the server's hands.
+            none_served = none_served + 1 if requests.server is not None and requests.server <= 0 else 0
+            worked = loop.time() if requests.engine else worked
+            if none_served == 2 or loop.time() - worked >= NO_WORK:
+                return
+            count = max(requests.engine, requests.server or 0)
+            if left() <= 0:
+                log.warning("%d requests in flight are cut off: no time is left (--drain-timeout)", count)
+                return
+            if count != told:
+                told = count
+                log.info("%d requests in flight; %.1f s left for them", count, left())
+            await self.pause(child.exited, LOOK_EVERY)
 
     async def stop_service(self, name: str) -> None:
         child, end = self.pod.children[name], asyncio.get_running_loop().time() + SERVICE_GRACE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -114,10 +115,18 @@ class Launched:
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
 
-    def line(self) -> str:
-        """The next line of its stdout."""
+    def line(self, limit: float = 20) -> str:
+        """The next line of its stdout; what there is of it when stdout ends."""
         assert self.process.stdout is not None
-        return self.process.stdout.readline().decode().rstrip("\n")
+        deadline, line = time.monotonic() + limit, b""
+        while not line.endswith(b"\n"):
+            left = max(deadline - time.monotonic(), 0)
+            assert select.select([self.process.stdout], [], [], left)[0], f"no line within {limit} s, but {line!r}"
+            byte = self.process.stdout.read(1)  # unbuffered, so that select sees what there is
+            if not byte:
+                break
+            line += byte
+        return line.decode().rstrip("\n")
 
     def children(self) -> list[psutil.Process]:
         return psutil.Process(self.pid).children(recursive=True)

@@ -56,6 +56,13 @@ def simulate_group(
     from launcher.simulate.faults import parse_fault
 
     parsed = [parse_fault(text, size) for text in faults]
+    if "--exec" in start_options and (then is not None or any(fault.since == "serving" for fault in parsed)):
+        raise ConfigError(
+            Fault(
+                "with --exec no launcher is left that could tell when the group serves",
+                "no --then, and faults by time (kill:0@10s) or at `formed`",
+            )
+        )
     try:
         worker_argv = None if worker_command is None else shlex.split(worker_command)
     except ValueError as error:

@@ -6,7 +6,7 @@ import pytest
 
 from backends.errors import ConfigError
 from backends.group import Group
-from backends.plan import EnvVar, Kind, Main, Node, Options, Plan, PortOpen, RayNodes, Request, Service, Stage
+from backends.plan import EnvVar, InFlight, Kind, Main, Node, Options, Plan, PortOpen, RayNodes, Request, Service, Stage
 from backends.vllm import plan_vllm
 
 PYTHON = "/opt/venv/bin/python3"
@@ -98,9 +98,10 @@ def test_the_leader_of_two_nodes_starts_the_head_waits_for_sixteen_gpus_and_serv
         Kind.SERVER,
         serves=PortOpen("localhost", 8000, "vllm"),
         asked_alone=True,
+        in_flight=InFlight("http://localhost:8000/metrics", GAUGES),
     )
     assert plan.files == ()
-    assert plan.decisions == ()
+    assert plan.decisions == (ON_RAY,)
     assert plan.notes == ()
 
 
@@ -301,7 +302,8 @@ def test_a_placeholder_may_give_the_degree() -> None:
 
 
 def test_a_config_file_is_noted_because_its_sizes_are_not_seen() -> None:
-    sizes, drain = plan_vllm(request("vllm serve m -tp 16 --config /etc/vllm.yaml", engine_version="0.33.0")).notes
+    alone = request("vllm serve m -tp 16 --config /etc/vllm.yaml", gpus=(16,), engine_version="0.33.0")
+    sizes, drain = plan_vllm(alone).notes
     assert "--config FILE is read by vLLM alone" in sizes
     assert "give them as flags" in sizes
     assert "--shutdown-timeout is left to --config FILE" in drain
@@ -309,7 +311,7 @@ def test_a_config_file_is_noted_because_its_sizes_are_not_seen() -> None:
 
 def test_no_drain_is_added_over_a_config_file_or_to_dynamo() -> None:
     for command in ("vllm serve m -tp 16 --config /etc/vllm.yaml", "python3 -m dynamo.vllm -tp 16 --model m"):
-        plan = plan_vllm(request(command, engine_version="0.33.0"))
+        plan = plan_vllm(request(command, gpus=(16,), engine_version="0.33.0"))
         assert plan.decisions == ()
         assert "--shutdown-timeout" not in main_line(plan)
 
@@ -321,16 +323,16 @@ WHY = "asked to stop, vLLM answers the requests that it has for so long, instead
 
 @pytest.mark.parametrize("version", ["0.18.0", "0.18rc1", "0.18.1rc1.dev3+gabc", "0.33.0", "0.32.0+cpu", "1.0.0"])
 def test_a_vllm_that_can_drain_is_told_to_and_that_is_told_as_a_decision(version: str) -> None:
-    plan = plan_vllm(request("vllm serve m -tp 16", engine_version=version))
-    assert main_line(plan) == "vllm serve m -tp 16 --shutdown-timeout 15 --distributed-executor-backend ray"
+    plan = plan_vllm(request("vllm serve m -tp 16", gpus=(16,), engine_version=version))
+    assert main_line(plan) == "vllm serve m -tp 16 --shutdown-timeout 15"
     assert plan.decisions == (f"--shutdown-timeout 15: {WHY}",)
     assert plan.notes == ()
 
 
 @pytest.mark.parametrize("version", [None, "0.17.9", "0.9.2", "0.8.5.post1", "0.1.dev1+gabc", "unknown"])
 def test_a_vllm_that_cannot_drain_or_is_not_known_is_left_as_it_is(version: str | None) -> None:
-    plan = plan_vllm(request("vllm serve m -tp 16", engine_version=version))
-    assert main_line(plan) == "vllm serve m -tp 16 --distributed-executor-backend ray"
+    plan = plan_vllm(request("vllm serve m -tp 16", gpus=(16,), engine_version=version))
+    assert main_line(plan) == "vllm serve m -tp 16"
     assert (plan.decisions, plan.notes) == ((), ())
 
 
@@ -365,7 +367,6 @@ def test_where_nothing_is_left_for_answering_no_drain_is_added() -> None:
     assert (plan.decisions, plan.notes) == ((), ())
 
 
-@pytest.mark.parametrize("index", [0, 1])
 @pytest.mark.parametrize(
     "flag",
     [
@@ -381,22 +382,18 @@ def test_where_nothing_is_left_for_answering_no_drain_is_added() -> None:
         "--shutdown-timeout 0",  # the user's wish to abort
     ],
 )
-def test_a_users_own_drain_is_left_alone_in_every_spelling(flag: str, index: int) -> None:
-    plan = plan_vllm(request(f"vllm serve m -tp 16 {flag}", index=index, engine_version="0.33.0"))
+def test_a_users_own_drain_is_left_alone_in_every_spelling(flag: str) -> None:
+    plan = plan_vllm(request(f"vllm serve m -tp 16 {flag}", gpus=(16,), engine_version="0.33.0"))
     assert (plan.decisions, plan.notes) == ((), ())
-    if index == 0:
-        assert main_line(plan) == f"vllm serve m -tp 16 {flag} --distributed-executor-backend ray"
+    assert main_line(plan) == f"vllm serve m -tp 16 {flag}"
 
 
 def test_what_stands_behind_two_dashes_is_not_a_users_drain_and_ours_stands_before_it() -> None:
-    plan = plan_vllm(request("vllm serve -tp 16 -- --shutdown-timeout=7", engine_version="0.33.0"))
-    assert main_line(plan) == (
-        "vllm serve -tp 16 --shutdown-timeout 15 --distributed-executor-backend ray -- --shutdown-timeout=7"
-    )
+    plan = plan_vllm(request("vllm serve -tp 16 -- --shutdown-timeout=7", gpus=(16,), engine_version="0.33.0"))
+    assert main_line(plan) == "vllm serve -tp 16 --shutdown-timeout 15 -- --shutdown-timeout=7"
 
 
 @pytest.mark.parametrize("version", [None, "0.33.0"])
-@pytest.mark.parametrize("gpus", [(8,), (8, 8)], ids=["one", "two"])
 @pytest.mark.parametrize(
     ("flag", "answering", "seconds"),
     [
@@ -407,17 +404,13 @@ def test_what_stands_behind_two_dashes_is_not_a_users_drain_and_ours_stands_befo
     ],
 )
 def test_a_users_drain_that_is_longer_than_what_is_left_is_kept_and_noted(
-    flag: str, answering: int, seconds: int, gpus: tuple[int, ...], version: str | None
+    flag: str, answering: int, seconds: int, version: str | None
 ) -> None:
     made = request(
-        f"vllm serve m -tp {sum(gpus)} {flag}",
-        gpus=gpus,
-        engine_version=version,
-        options=Options(answering=answering),
+        f"vllm serve m -tp 8 {flag}", gpus=(8,), engine_version=version, options=Options(answering=answering)
     )
     plan = plan_vllm(made)
-    assert main_line(plan).startswith(f"vllm serve m -tp {sum(gpus)} {flag}")
-    assert "--shutdown-timeout 15" not in main_line(plan)
+    assert main_line(plan) == f"vllm serve m -tp 8 {flag}"
     assert plan.decisions == ()
     assert plan.notes == (
         f"--shutdown-timeout {seconds} does not fit: {answering} s are left for it; raise --drain-timeout, and"
@@ -446,9 +439,70 @@ def test_a_worker_on_ray_runs_no_engine_and_so_decides_nothing_about_its_drain()
 
 
 def test_a_config_file_and_a_drain_that_does_not_fit_are_both_noted() -> None:
-    config, drain = plan_vllm(request("vllm serve m -tp 16 --config f --shutdown-timeout 99")).notes
+    config, drain = plan_vllm(request("vllm serve m -tp 16 --config f --shutdown-timeout 99", gpus=(16,))).notes
     assert config.startswith("--config FILE")
     assert drain.startswith("--shutdown-timeout 99 does not fit")
+
+
+# --- on Ray vLLM's own drain does nothing: we wait for its requests ---
+
+ON_RAY = "on Ray a SIGTERM ends vLLM at once, so it is asked to stop when no request is in flight"
+COUNT = "--enable-server-load-tracking"
+GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting")
+
+
+@pytest.mark.parametrize(
+    ("flags", "page"),
+    [
+        ("", "http://localhost:8000"),
+        ("--port 81 --host 10.0.0.10", "http://10.0.0.10:81"),
+        ("--host fd00::1", "http://[fd00::1]:8000"),
+        ("--ssl-certfile c --ssl-keyfile k", "https://localhost:8000"),
+        ("--shutdown-timeout 600", "http://localhost:8000"),
+    ],
+)
+def test_on_ray_the_requests_in_flight_are_counted_and_waited_for(flags: str, page: str) -> None:
+    plan = plan_vllm(request(f"vllm serve m -tp 16 {flags}".strip(), engine_version="0.33.0"))
+    assert plan.main is not None
+    assert plan.main.in_flight == InFlight(f"{page}/metrics", GAUGES, f"{page}/load", "server_load")
+    command = f"vllm serve m -tp 16 {flags} --distributed-executor-backend ray {COUNT}"
+    assert main_line(plan) == " ".join(command.split())
+    assert (plan.decisions, plan.notes) == ((f"{COUNT}: {ON_RAY}",), ())
+
+
+@pytest.mark.parametrize(
+    ("flags", "version"),
+    [
+        ("", None),
+        ("", "0.8.5"),
+        ("--no-enable-server-load-tracking", "0.33.0"),
+        ("--api-server-count 2", "0.33.0"),
+        ("-asc 4", "0.33.0"),
+    ],
+)
+def test_on_ray_a_server_that_has_no_count_is_judged_by_its_engines_metrics(flags: str, version: str | None) -> None:
+    plan = plan_vllm(request(f"vllm serve m -tp 16 {flags}".strip(), engine_version=version))
+    assert plan.main is not None
+    assert plan.main.in_flight == InFlight("http://localhost:8000/metrics", GAUGES)
+    assert COUNT not in main_line(plan).split()
+    assert plan.decisions == (ON_RAY,)
+
+
+@pytest.mark.parametrize("flag", [COUNT, "--enable-se", "--enable_server_load_tracking"])
+def test_on_ray_a_count_that_the_user_switched_on_is_not_switched_on_twice(flag: str) -> None:
+    plan = plan_vllm(request(f"vllm serve m -tp 16 {flag}", engine_version="0.33.0"))
+    assert main_line(plan) == f"vllm serve m -tp 16 {flag} --distributed-executor-backend ray"
+    assert plan.main is not None
+    assert plan.main.in_flight is not None
+    assert plan.main.in_flight.load == "http://localhost:8000/load"
+
+
+@pytest.mark.parametrize("flags", ["--disable-log-stats", "--disable-log-s", "--uds /tmp/s"])
+def test_on_ray_an_engine_that_does_not_tell_its_requests_is_not_waited_for(flags: str) -> None:
+    plan = plan_vllm(request(f"vllm serve m -tp 16 {flags}", engine_version="0.33.0"))
+    assert plan.main is not None
+    assert plan.main.in_flight is None
+    assert plan.decisions == ()
 
 
 # --- wrappers ---
@@ -463,9 +517,9 @@ def test_a_config_file_and_a_drain_that_does_not_fit_are_both_noted() -> None:
     ],
 )
 def test_flags_are_added_behind_the_engine_and_not_behind_its_wrapper(start: str) -> None:
-    assert main_line(plan_vllm(request(f"{start} -tp 16", engine_version="0.33.0"))) == (
-        f"{start} -tp 16 --shutdown-timeout 15 --distributed-executor-backend ray"
-    )
+    alone = plan_vllm(request(f"{start} -tp 16", gpus=(16,), engine_version="0.33.0"))
+    assert main_line(alone) == f"{start} -tp 16 --shutdown-timeout 15"
+    assert main_line(plan_vllm(request(f"{start} -tp 16"))) == f"{start} -tp 16 --distributed-executor-backend ray"
 
 
 # --- what the user set ---

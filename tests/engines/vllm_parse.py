@@ -18,6 +18,7 @@ FIELDS = (
     "pipeline_parallel_size",
     "distributed_executor_backend",
     "nnodes",
+    "enable_server_load_tracking",
     "shutdown_timeout",
 )
 parser = make_arg_parser(FlexibleArgumentParser(prog="vllm serve"))

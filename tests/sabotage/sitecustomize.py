@@ -133,6 +133,44 @@ def reaping() -> None:
     Supervisor._reap = own  # type: ignore[method-assign]
 
 
+def asking_again() -> None:
+    """An engine is taken to have heard the first SIGTERM."""
+    from launcher import drain
+
+    async def always(_: object) -> bool:
+        return True
+
+    drain.accepts = always  # type: ignore[assignment]
+
+
+def asking_alone() -> None:
+    """The whole process group is asked to end."""
+    from launcher.supervisor import Supervisor
+
+    ask = Supervisor._ask
+    Supervisor._ask = lambda self, child, alone: ask(self, child, False)  # type: ignore[method-assign]
+
+
+def waiting_for_requests() -> None:
+    """An engine is asked to stop whatever it still answers."""
+    from launcher import in_flight
+
+    async def unknown(_: object) -> in_flight.Requests:
+        return in_flight.Requests(None, None)
+
+    in_flight.look = unknown
+
+
+def broken_launcher() -> None:
+    """The launcher itself fails."""
+    from launcher import lifecycle
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("sabotage")
+
+    lifecycle.judge = fail  # type: ignore[assignment]
+
+
 def parent_death() -> None:
     """The kernel is not told that the engine dies with its launcher."""
     from launcher import kernel
