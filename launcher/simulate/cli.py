@@ -12,6 +12,7 @@ import socket
 import sys
 import tempfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -19,6 +20,7 @@ import click
 
 from backends.errors import ConfigError, Fault
 from launcher import exits
+from launcher.simulate.spec import Fault as SpecFault
 from launcher.simulate.spec import Spec, dump
 
 PREFIX = "lwsrun-sim-"
@@ -33,7 +35,8 @@ LOOPBACK_LOSES = (
 # Options of `start` that a simulation hands on, by parameter name.
 HANDED_ON = (
     "backend", "kind", "env", "ray_port", "peer_timeout", "gather_timeout", "drain_timeout", "drain_delay",
-    "termination_grace_period", "failure_hold", "report_every", "exec",
+    "termination_grace_period", "failure_hold", "report_every", "exec", "max_restarts", "restart_reset",
+    "leader_excluded",
 )  # fmt: skip
 
 
@@ -50,12 +53,14 @@ def simulate_group(
     publish: tuple[str, ...],
     then: str | None,
     faults: tuple[str, ...],
+    scenario: str | None,
+    restart_policy: str,
+    startup_policy: str,
+    max_recreations: int,
     keep_logs: str | None,
 ) -> NoReturn:
     """Run the simulation to its end and exit with the group's code. Raises ConfigError."""
-    from launcher.simulate.faults import parse_fault
-
-    parsed = [parse_fault(text, size) for text in faults]
+    parsed = _read_faults(faults, scenario, size)
     if "--exec" in start_options and (then is not None or any(fault.since == "serving" for fault in parsed)):
         raise ConfigError(
             Fault(
@@ -84,6 +89,8 @@ def simulate_group(
     code = exits.ENDED_UNASKED
     try:
         isolated = _isolate(isolation)
+        if not isolated:
+            _refuse_without_network(parsed)
         spec = Spec(
             size=size,
             command=list(command),
@@ -97,6 +104,9 @@ def simulate_group(
             publish=[(listener.fileno(), inner) for listener, inner in listeners],
             then=then,
             faults=parsed,
+            restart_policy=restart_policy,
+            startup_policy=startup_policy,
+            max_recreations=max_recreations,
             keep_logs=str(Path(keep_logs).absolute()) if keep_logs else None,
             colour=sys.stdout.isatty(),
         )
@@ -107,6 +117,38 @@ def simulate_group(
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     sys.exit(code)
+
+
+def _read_faults(texts: tuple[str, ...], scenario: str | None, size: int) -> list[SpecFault]:
+    """Those of the command line, then those of the scenario file. Raises ConfigError with everything that is wrong."""
+    from launcher.simulate.faults.schedule import GRAMMAR, parse_fault, parse_scenario
+
+    faults: list[SpecFault] = []
+    wrong: list[Fault] = []
+    for text in texts:
+        try:
+            faults.append(parse_fault(text, size))
+        except ConfigError as error:
+            wrong += error.faults
+    if scenario is not None:
+        try:
+            faults += parse_scenario(Path(scenario).read_text(), scenario, size)
+        except (OSError, UnicodeError) as error:
+            why = error.strerror if isinstance(error, OSError) else "it is no text"
+            wrong.append(Fault(f"--scenario {scenario}: {why}", "a file with one fault a line"))
+        except ConfigError as error:
+            wrong += error.faults
+    if size == 1:
+        wrong[:0] = [
+            Fault(f"{fault.what} in a group of one", "a larger group: nobody looks the leader up", "--size 2 or more")
+            for fault in faults
+            if fault.what in ("late-dns", "stale-leader")
+        ]
+    if wrong:
+        # The grammar is long: told once, at the end.
+        again = [replace(one, expected="" if one.expected == GRAMMAR else one.expected) for one in wrong[:-1]]
+        raise ConfigError(*again, wrong[-1])
+    return faults
 
 
 def _isolate(isolation: str) -> bool:
@@ -128,6 +170,19 @@ def _isolate(isolation: str) -> bool:
         click.echo(f"simulate: {reason}: plain processes on 127.0.0.x instead. {LOOPBACK_LOSES}", err=True)
         return False
     return True
+
+
+def _refuse_without_network(faults: list[SpecFault]) -> None:
+    from launcher.simulate.faults.schedule import NETWORK
+
+    absent = [fault.what for fault in faults if fault.what in NETWORK]
+    if absent:
+        raise ConfigError(
+            Fault(
+                f"{', '.join(absent)}: plain loopback has neither links nor DNS of its own",
+                "--isolation namespaces",
+            )
+        )
 
 
 def _try(action: Callable[[], None]) -> None:

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import os
 import signal
 import sys
 import time
+from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any, BinaryIO
-
-import aiohttp
-import psutil
+from typing import Any
 
 from backends.group import member_name
 from launcher import exits, kernel
 from launcher.kernel import Caught
-from launcher.simulate import namespaces
+from launcher.simulate import namespaces, policies
 from launcher.simulate.dns import serve_dns
-from launcher.simulate.faults import MOMENTS
+from launcher.simulate.faults.injection import inject
+from launcher.simulate.faults.previous import PreviousGroup
+from launcher.simulate.faults.schedule import INJECTED
+from launcher.simulate.life import Life
+from launcher.simulate.observer import Observer
 from launcher.simulate.publish import publish
+from launcher.simulate.result import exit_code, keep
 from launcher.simulate.screen import Screen
-from launcher.simulate.spec import GATEWAY, Fault, Spec, load
-from launcher.supervisor import Child, Supervisor
+from launcher.simulate.spec import GATEWAY, LEADER_READY, RECREATE, RESTART, STOP, Fault, Spec, load, order_file
+from launcher.supervisor import Supervisor
 
-POLL = 0.2  # seconds between looks at the leader's /group
-RECREATE_GRACE = 40.0  # longer than any pod's own --drain-timeout by default
+STRAGGLERS = 40.0  # longer than any pod's own --drain-timeout by default
 STOP_GRACE = 60.0  # pods end by their own --drain-timeout long before
 
 
@@ -39,10 +40,12 @@ class Cluster:
         self.screen = Screen(spec)
         self.born = time.monotonic()
         self.supervisor = Supervisor(self.on_signal)
-        self.pods: dict[int, Child] = {}
-        self.ended: dict[int, tuple[int, float]] = {}
-        self.moments: dict[str, asyncio.Event] = {name: asyncio.Event() for name in MOMENTS}
-        self.state: dict[str, Any] = {}
+        self.lives: list[Life] = []
+        self.pods: dict[int, Life] = {}  # the newest life of each pod that was created
+        self.generation = 0
+        self.deleted = -1  # the newest generation whose group is deleted: nothing of it is created any more
+        self.observer = Observer(spec, self.screen, self.pods, self.age)
+        self.previous: PreviousGroup | None = None
         self.stopping = 0
         self.then_code: int | None = None
         self.tasks: list[asyncio.Task[None]] = []
@@ -51,135 +54,199 @@ class Cluster:
         return time.monotonic() - self.born
 
     async def run(self) -> int:
-        """Until every pod has ended; the group's exit code."""
+        """Until every pod has ended for good; the group's exit code."""
         spec = self.spec
         if spec.isolated:
             await serve_dns(GATEWAY, self.records)
-        for index in range(spec.size):
-            namespaces.pod_directory(spec, index).mkdir()
         for descriptor, port in spec.publish:
-            await publish(descriptor, spec.ip(0), port)
+            await publish(descriptor, self.observer.leader_ip, port)
+        for fault in spec.faults_of("stale-leader")[:1]:
+            if self.stopping:
+                break
+            self.previous = PreviousGroup(spec, fault.lasts or 0.0, self.supervisor, self.screen, self.age)
+            await self.previous.drain_with(self.background)
         self.screen.say(
             f"{spec.size} pods, {'own namespaces each' if spec.isolated else 'plain processes on loopback'}"
         )
-        late = {fault.index: fault.after for fault in spec.faults if fault.what == "late"}
-        output = [
-            asyncio.create_task(self.live_late(index, late[index])) if index in late else self.start_pod(index)
-            for index in range(spec.size)
-        ]
-        self.moments["start"].set()
-        self.background(self.observe())
-        self.background(self.end_stragglers())
+        self.background(self.observer.watch_group())
+        self.background(self.observer.probe_leader())
         for fault in spec.faults:
-            if fault.what != "late":
+            if fault.what in INJECTED:
                 self.background(self.inject(fault))
+            elif fault.what == "late-dns":
+                self.screen.say(f"fault late-dns: no record of the leader until {fault.lasts:g} s after its start")
         if spec.then is not None:
             self.background(self.run_then(spec.then))
-        await asyncio.gather(*output)
+        while await self.live_one_generation():
+            self.generation += 1
+            self.screen.say(f"{RECREATE}: the group is recreated, with no backoff: generation {self.generation}")
         for task in self.tasks:
             task.cancel()
-        self.screen.summary(self.ended)
-        code = self.exit_code()
-        self.keep_result(code)
+        self.screen.summary(self.lives)
+        code = exit_code(spec, self.lives, self.then_code)
+        keep(spec, self.lives, code, self.then_code, self.observer.state, self.screen.faults)
         await self.supervisor.sweep(grace=0.2)
         return code
 
-    def records(self) -> dict[str, str]:
-        """As the headless Service publishes them: every pod that runs, ready or not."""
-        return {self.spec.host(index): self.spec.ip(index) for index in self.pods if index not in self.ended}
+    # ------------------------------------------------------------------ the controller
 
-    def start_pod(self, index: int) -> asyncio.Task[None]:
-        argv = (sys.executable, "-m", "launcher.simulate.pod", f"{self.spec.directory}/spec.json", str(index))
-        child = self.supervisor.spawn(self.spec.host(index), argv, dict(os.environ), merge=True)
-        self.pods[index] = child
-        return asyncio.create_task(self.follow(index, child))
+    async def live_one_generation(self) -> bool:
+        """Every pod of the group, until all have ended; whether the group is to be recreated."""
+        spec, generation = self.spec, self.generation
+        self.observer.leader_ready.clear()
+        pods = [asyncio.create_task(self.live_pod(index, generation)) for index in range(spec.size)]
+        await asyncio.sleep(0)  # each has had its turn: what is created at once is there
+        self.observer.moments["start"].set()
+        minders = {RECREATE: self.delete_when_one_ends, STOP: self.end_stragglers}
+        minder = asyncio.create_task(minders.get(spec.restart_policy, self.first_end)(generation))
+        await asyncio.gather(*pods)
+        minder.cancel()
+        if spec.restart_policy != RECREATE or self.stopping:
+            return False
+        if generation == spec.max_recreations:
+            self.screen.say(f"recreated {generation} times (--max-recreations): the simulation ends")
+            return False
+        return True
 
-    async def live_late(self, index: int, after: float) -> None:
-        """A pod that is created late; never, when by then the others have ended or the group was deleted."""
-        self.screen.say(f"fault: {member_name(index)} is not created before {after:g} s")
-        while self.age() < after:
-            if self.stopping or len(self.ended) == self.spec.size - 1:
+    async def live_pod(self, index: int, generation: int) -> None:
+        """One pod of a group, from its creation; with restarts of its container where the policy is None."""
+        if not await self.may_be_created(index, generation):
+            return
+        restarts = in_a_row = 0
+        while True:
+            life = self.start(index, generation + restarts)
+            await life.follow(self.screen.show)
+            self.screen.say(f"{life.name} ({life.label}) {exits.describe(life.code or 0)}")
+            if self.spec.restart_policy != RESTART or self.stopping:
                 return
+            if restarts == self.spec.max_recreations:
+                self.screen.say(f"{life.name} was restarted {restarts} times (--max-recreations): the simulation ends")
+                self.stop()
+                return
+            in_a_row = policies.restarts_that_count(in_a_row, self.age() - life.started)
+            delay = policies.backoff(in_a_row)
+            in_a_row, restarts = in_a_row + 1, restarts + 1
+            self.screen.say(f"{life.name}: its container is restarted {f'in {delay:g} s' if delay else 'at once'}")
+            if self.spec.isolated:
+                await asyncio.to_thread(namespaces.remove_link, self.spec.link(index, life.generation))
+            until = self.age() + delay
+            while self.age() < until and not self.stopping:
+                await asyncio.sleep(0.05)
+            if self.stopping:
+                return
+
+    async def may_be_created(self, index: int, generation: int) -> bool:
+        """Wait until the pod is to be created. False when by then it is not to be, because its group has ended."""
+        if self.stopping:
+            return False
+        late = [fault for fault in self.spec.faults_of("late") if fault.index == index and generation == 0]
+        due = 0.0
+        for fault in late:
+            self.screen.say(f"fault: {member_name(index)} is not created before {fault.since} + {fault.after:g} s")
+            if not await self.unless_over(self.observer.moments[fault.since].is_set, generation):
+                return False
+            due = self.age() + fault.after
+        if not await self.unless_over(lambda: self.age() >= due, generation):
+            return False
+        if index and self.spec.startup_policy == LEADER_READY:
+            return await self.unless_over(self.observer.leader_ready.is_set, generation)
+        return True
+
+    async def unless_over(self, true: Callable[[], bool], generation: int) -> bool:
+        """Wait until it is true; False when before that the group is deleted or all its pods have ended."""
+        while not true():
+            lives = [life for life in self.lives if life.generation == generation]
+            ended = bool(lives) and not any(life.alive for life in lives) and self.spec.restart_policy != RESTART
+            if self.stopping or self.deleted >= generation or ended:
+                return False
             await asyncio.sleep(0.05)
-        await self.start_pod(index)
+        return True
 
-    async def follow(self, index: int, child: Child) -> None:
-        """Show and keep a pod's output, line by line, until it ends."""
-        assert child.stdout is not None
-        kept: BinaryIO | None = None
-        if self.spec.keep_logs:
-            kept = (Path(self.spec.keep_logs) / f"{self.spec.host(index)}.log").open("wb")
-        try:
-            rest = b""
-            while chunk := await child.stdout.read(1 << 16):
-                if kept:
-                    kept.write(chunk)
-                *lines, rest = (rest + chunk).split(b"\n")
-                for line in lines:
-                    self.screen.show(index, line)
-            if rest:
-                self.screen.show(index, rest)
-        finally:
-            if kept:
-                kept.close()
-        code = await child.exited
-        self.ended[index] = (code, self.age())
-        self.screen.say(f"{member_name(index)} ({self.spec.host(index)}) {exits.describe(code)}")
+    def start(self, index: int, generation: int) -> Life:
+        spec = self.spec
+        spec.directory_of(index, generation).mkdir()
+        order_file(spec, index).unlink(missing_ok=True)  # it was an earlier life's
+        argv = (sys.executable, "-m", "launcher.simulate.pod", f"{spec.directory}/spec.json", f"{index}")
+        child = self.supervisor.spawn(spec.host(index), (*argv, f"{generation}"), dict(os.environ), merge=True)
+        life = self.pods[index] = Life(spec, index, generation, child, self.age)
+        self.lives.append(life)
+        return life
 
-    async def observe(self) -> None:
-        """Follow the leader's /group; it is what people would watch too."""
-        url = f"http://{self.spec.ip(0)}:{self.spec.port}/group"
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=2)) as session:
-            while True:
-                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError, ValueError):
-                    async with session.get(url) as response:
-                        self.state = await response.json()
-                        self.take_state()
-                await asyncio.sleep(POLL)
+    async def delete_when_one_ends(self, generation: int) -> None:
+        """As the controller recreates a group: one container has ended, with whatever code, and all pods are deleted.
 
-    def take_state(self) -> None:
-        reached = self.state.get("phases", {})
-        self.screen.status(self.state, self.age())
-        if "formed" in reached or self.spec.size == 1:
-            self.moments["formed"].set()
-        if "serving" in reached and not self.moments["serving"].is_set():
-            self.moments["serving"].set()
-            self.screen.table(self.state)
+        The leader pod is deleted with foreground propagation, so that all get SIGTERM at about the same time.
+        """
+        group = await self.first_end(generation)
+        if self.stopping:
+            return
+        self.deleted = generation
+        first = next(life for life in group if not life.alive)
+        self.screen.say(f"{RECREATE}: {first.name} has ended: SIGTERM to every pod of the group")
+        for life in group:
+            self.background(life.signal(signal.SIGTERM))
+        await asyncio.sleep(policies.GRACE)
+        self.kill(generation, policies.GRACE)
+
+    async def end_stragglers(self, generation: int) -> None:
+        """Nobody recreates the group: a frozen pod would stay for ever when the others have ended."""
+        await self.first_end(generation)
+        await asyncio.sleep(STRAGGLERS)
+        self.kill(generation, STRAGGLERS)
+
+    async def first_end(self, generation: int) -> list[Life]:
+        """Wait until a pod of the group has ended; all that were created."""
+        while True:
+            group = [life for life in self.lives if life.generation == generation]
+            if not all(life.alive for life in group):
+                return group
+            await asyncio.sleep(0.05)
+
+    def kill(self, generation: int, after: float) -> None:
+        left = [life for life in self.lives if life.generation == generation and life.alive]
+        if left:
+            self.screen.say(
+                f"{after:g} s after the first pod ended: SIGKILL to {', '.join(life.name for life in left)}"
+            )
+        for life in left:
+            self.background(life.signal(signal.SIGKILL))
+
+    # ------------------------------------------------------------------ what is seen from outside
+
+    def records(self) -> dict[str, str]:
+        """As the headless Service publishes them: every pod that there is, ready or not."""
+        records = {}
+        for index, life in self.pods.items():
+            # A pod whose container is restarted is still there.
+            if (life.alive or (self.spec.restart_policy == RESTART and not self.stopping)) and not self.hidden(life):
+                records[self.spec.host(index)] = life.ip
+        return records | (self.previous.records() if self.previous else {})
+
+    def hidden(self, life: Life) -> bool:
+        """Whether late-dns keeps the record back: with restarts in place only at first, for the record stays."""
+        late = max((fault.lasts or 0.0 for fault in self.spec.faults_of("late-dns")), default=0.0)
+        kept = self.spec.restart_policy == RESTART and life.generation > 0
+        return life.index == 0 and not kept and self.age() < life.started + late
+
+    # ------------------------------------------------------------------ what is done to the group
 
     async def inject(self, fault: Fault) -> None:
-        await self.moments[fault.since].wait()
+        await self.observer.moments[fault.since].wait()
         await asyncio.sleep(fault.after)
-        while (pid := self.pid_of(fault.index)) is None and fault.index not in self.ended:
+        while (life := self.pods.get(fault.index)) is None or (life.alive and life.pid() is None):
             await asyncio.sleep(0.02)
-        if pid is None or fault.index in self.ended:
+        pid = life.pid()
+        if pid is None or not life.alive:
             self.screen.say(f"fault {fault.what}:{fault.index}: the pod is not there")
             return
-        launcher = psutil.Process(pid)
-        # The kernel ends a PID namespace with its PID 1: killing that one is killing the pod.
-        victims, number = {
-            "kill": ([launcher], signal.SIGKILL),
-            "kill-engine": (launcher.children(), signal.SIGKILL),
-            "term": ([launcher], signal.SIGTERM),
-            "freeze": ([launcher, *launcher.children(recursive=True)], signal.SIGSTOP),
-        }[fault.what]
-        self.screen.say(f"fault {fault.what}: {number.name} in the pod of {member_name(fault.index)}")
-        for victim in victims:
-            with contextlib.suppress(psutil.Error):
-                victim.send_signal(number)
-
-    def pid_of(self, index: int) -> int | None:
-        """The pod's PID 1 as seen from here; the pod wrote it down."""
-        try:
-            return int((namespaces.pod_directory(self.spec, index) / "pid").read_text())
-        except (OSError, ValueError):
-            return None
+        await inject(fault, life, pid, self.screen)
 
     async def run_then(self, script: str) -> None:
         """When the group serves: the user's command, in the group's network; then the group is deleted."""
-        await self.moments["serving"].wait()
-        environ = {**self.spec.environ, "LEADER_IP": self.spec.ip(0), "LEADER_PORT": str(self.spec.port)}
-        for index in self.pods:
-            environ[f"POD_{index}_PID"] = str(self.pid_of(index) or "")
+        await self.observer.moments["serving"].wait()
+        environ = {**self.spec.environ, "LEADER_IP": self.observer.leader_ip(), "LEADER_PORT": str(self.spec.port)}
+        for index, life in self.pods.items():
+            environ[f"POD_{index}_PID"] = str(life.pid() or "")
         self.screen.say(f"running: {script}")
         child = self.supervisor.spawn("then", ("/bin/sh", "-c", script), environ)
         self.then_code = await asyncio.shield(child.exited)
@@ -195,66 +262,14 @@ class Cluster:
         self.stopping += 1
         number = signal.SIGTERM if self.stopping == 1 else signal.SIGKILL
         self.screen.say(f"{number.name} to every pod")
-        for index in self.pods:
-            self.background(self.signal_pod(index, number))
+        for life in self.pods.values():
+            self.background(life.signal(number))
+        if self.previous is not None:
+            self.previous.kill(self.background)
         if self.stopping == 1:
             asyncio.get_running_loop().call_later(STOP_GRACE, self.stop)
 
-    async def signal_pod(self, index: int, number: signal.Signals) -> None:
-        """To the pod's PID 1, as soon as it has one."""
-        while index not in self.ended:
-            pid = self.pid_of(index)
-            if pid is not None:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(pid, number)
-                return
-            await asyncio.sleep(0.02)
-
-    async def end_stragglers(self) -> None:
-        """As the controller recreates a group of which one pod has ended: a frozen pod would stay for ever."""
-        while not self.ended:
-            await asyncio.sleep(POLL)
-        await asyncio.sleep(RECREATE_GRACE)
-        left = [index for index in self.pods if index not in self.ended]
-        self.screen.say(
-            f"{RECREATE_GRACE:g} s after the first pod ended: SIGKILL to {', '.join(map(member_name, left))}"
-        )
-        for index in left:
-            await self.signal_pod(index, signal.SIGKILL)
-
-    def exit_code(self) -> int:
-        """That of the pod that failed first of its own; 75 only when no pod owns the failure."""
-        codes = [code for code, _ in sorted(self.ended.values(), key=lambda ended: ended[1])]
-        own = [code for code in codes if code not in (exits.OK, exits.PEER_FAILED)]
-        group = own[0] if own else max(codes, default=exits.OK)
-        return group or self.then_code or exits.OK
-
-    def keep_result(self, code: int) -> None:
-        if not self.spec.keep_logs:
-            return
-        pods = []
-        for index, (pod_code, at) in sorted(self.ended.items()):
-            report = namespaces.pod_directory(self.spec, index) / "termination-log"
-            pods.append(
-                {
-                    "index": index,
-                    "host": self.spec.host(index),
-                    "exit_code": pod_code,
-                    "ended": round(at, 3),
-                    "termination_message": report.read_text(errors="replace") if report.exists() else "",
-                }
-            )
-        result = {
-            "exit_code": code,
-            "isolated": self.spec.isolated,
-            "then": self.then_code,
-            "group": self.state,
-            "faults": self.screen.faults,
-            "pods": pods,
-        }
-        (Path(self.spec.keep_logs) / "result.json").write_text(json.dumps(result, indent=2))
-
-    def background(self, work: Any) -> None:
+    def background(self, work: Coroutine[Any, Any, None]) -> None:
         self.tasks.append(asyncio.create_task(work))
 
 

@@ -6,6 +6,7 @@ that the kernel takes it all away when the sandbox's first process ends, even af
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -44,44 +45,75 @@ def set_up_network() -> None:
 
     with IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
-        ip.link("add", ifname="lws0", kind="bridge")
+        # An address of its own: else it is the lowest of its ports', and changes when a pod comes or goes.
+        ip.link("add", ifname="lws0", kind="bridge", address=_mac(GATEWAY))
         bridge = ip.link_lookup(ifname="lws0")[0]
         ip.addr("add", index=bridge, address=GATEWAY, prefixlen=PREFIX)
         ip.link("set", index=bridge, state="up")
 
 
-def enter_pod(spec: Spec, index: int) -> None:
+def _mac(address: str) -> str:
+    """By the IP, so that nobody's ARP cache is wrong when a container starts anew with the address of its pod."""
+    return "02:00:" + ":".join(f"{int(byte):02x}" for byte in address.split("."))
+
+
+def connect(link: str, connected: bool) -> None:
+    """In the sandbox: put a pod's link on the bridge or off it.
+
+    Off it, the pod keeps its address, its routes and its carrier; what it sends and what is sent to it is lost, and no
+    TCP peer sees a FIN or RST.
+    """
+    from pyroute2 import IPRoute
+
+    with IPRoute() as ip:
+        bridge = ip.link_lookup(ifname="lws0")[0]
+        for port in ip.link_lookup(ifname=link):
+            ip.link("set", index=port, master=bridge if connected else 0)
+
+
+def remove_link(link: str) -> None:
+    """In the sandbox: the kernel takes an ended pod's link away in its own time; its address may be needed before."""
+    from pyroute2 import IPRoute, NetlinkError
+
+    with IPRoute() as ip:
+        for port in ip.link_lookup(ifname=link):
+            with contextlib.suppress(NetlinkError):
+                ip.link("del", index=port)
+
+
+def enter_pod(spec: Spec, index: int, generation: int) -> None:
     """Leave the sandbox's namespaces for the pod's own, connected to the bridge by eth0.
 
     The next child becomes the pod's PID 1.
     """
     from pyroute2 import IPRoute
 
-    veth = f"pod{index}"
+    address, outer = spec.ip(index, generation), spec.link(index, generation)
+    inside = outer.replace("pod", "eth0-")
     # A netlink socket belongs to the namespace that it was made in: this one goes on speaking to the sandbox's.
     with IPRoute() as outside:
-        outside.link("add", ifname=veth, kind="veth", peer={"ifname": f"eth0-{index}"})
-        port, inner = outside.link_lookup(ifname=veth)[0], outside.link_lookup(ifname=f"eth0-{index}")[0]
+        outside.link("add", ifname=outer, kind="veth", peer={"ifname": inside, "address": _mac(address)})
+        port, inner = outside.link_lookup(ifname=outer)[0], outside.link_lookup(ifname=inside)[0]
         outside.link("set", index=port, master=outside.link_lookup(ifname="lws0")[0], state="up")
         kernel.unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC)
         outside.link("set", index=inner, net_ns_pid=os.getpid())
     with IPRoute() as ip:
         ip.link("set", index=ip.link_lookup(ifname="lo")[0], state="up")
-        eth0 = ip.link_lookup(ifname=f"eth0-{index}")[0]
+        eth0 = ip.link_lookup(ifname=inside)[0]
         ip.link("set", index=eth0, ifname="eth0")
-        ip.addr("add", index=eth0, address=spec.ip(index), prefixlen=PREFIX)
+        ip.addr("add", index=eth0, address=address, prefixlen=PREFIX)
         ip.link("set", index=eth0, state="up")
         ip.route("add", dst="default", gateway=GATEWAY)
 
 
-def furnish_pod(spec: Spec, index: int) -> None:
+def furnish_pod(spec: Spec, index: int, generation: int) -> None:
     """As the pod's PID 1: host name, /proc, DNS configuration, a /tmp and /dev/shm of its own."""
-    host, address = spec.host(index), spec.ip(index)
+    host, address = spec.host(index), spec.ip(index, generation)
     socket.sethostname(host)
     here = os.getcwd()
     kernel.mount("none", "/", flags=MS_REC | MS_PRIVATE)
     kernel.mount("proc", "/proc", "proc", MS_NOSUID | MS_NODEV | MS_NOEXEC)
-    files = pod_directory(spec, index)
+    files = spec.directory_of(index, generation)
     # As the kubelet writes them: https://kubernetes.io/docs/concepts/services-networking/dns-pod-service/
     search = f"{NAMESPACE}.svc.{DOMAIN} svc.{DOMAIN} {DOMAIN}"
     _bind_file(files / "resolv.conf", "/etc/resolv.conf", f"search {search}\nnameserver {GATEWAY}\noptions ndots:5\n")
@@ -93,10 +125,6 @@ def furnish_pod(spec: Spec, index: int) -> None:
     kernel.mount("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={spec.shm_bytes},mode=1777")
     _own_tmp(files, spec)
     os.chdir(here)
-
-
-def pod_directory(spec: Spec, index: int) -> Path:
-    return Path(spec.directory) / spec.host(index)
 
 
 def _bind_file(file: Path, target: str, content: str) -> None:

@@ -1,6 +1,6 @@
 """One pod: enters its namespaces, then becomes its PID 1, the launcher.
 
-`python -m launcher.simulate.pod SPEC INDEX`
+`python -m launcher.simulate.pod SPEC INDEX GENERATION`
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from launcher.simulate import namespaces
 from launcher.simulate.spec import Spec, load
 
 
-def main(spec_file: str, index: int) -> None:
+def main(spec_file: str, index: int, generation: int) -> None:
     kernel.die_with_parent()
     spec = load(Path(spec_file).read_text())
     if not spec.isolated:
-        record(spec, index, os.getpid())
-        become_launcher(spec, index)
-    namespaces.enter_pod(spec, index)
+        record(spec, index, generation, os.getpid())
+        become_launcher(spec, index, generation)
+    namespaces.enter_pod(spec, index, generation)
     ready, go = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -33,27 +33,27 @@ def main(spec_file: str, index: int) -> None:
             kernel.die_with_parent()
             os.close(go)
             os.read(ready, 1)  # ends when our pid is written down
-            namespaces.furnish_pod(spec, index)
-            become_launcher(spec, index)
+            namespaces.furnish_pod(spec, index, generation)
+            become_launcher(spec, index, generation)
         except OSError as error:
             print(f"the pod cannot be set up: {error}", file=sys.stderr)
         os._exit(exits.ENDED_UNASKED)
-    record(spec, index, pid)
+    record(spec, index, generation, pid)
     os.close(go)
     # PID 1's signals come straight from the simulation, as from a kubelet; this process only reports its end.
     _, status = os.waitpid(pid, 0)
     os._exit(exits.of_status(status))
 
 
-def record(spec: Spec, index: int, pid: int) -> None:
-    (namespaces.pod_directory(spec, index) / "pid").write_text(str(pid))
+def record(spec: Spec, index: int, generation: int, pid: int) -> None:
+    (spec.directory_of(index, generation) / "pid").write_text(str(pid))
 
 
-def become_launcher(spec: Spec, index: int) -> None:
+def become_launcher(spec: Spec, index: int, generation: int) -> None:
     """exec: the pod's environment as LWS's webhook makes it, and the user's command behind `lwsrun start`."""
-    directory = namespaces.pod_directory(spec, index)
+    directory = spec.directory_of(index, generation)
     environ = {
-        "LWS_LEADER_ADDRESS": spec.leader_address,
+        "LWS_LEADER_ADDRESS": spec.leader_address(generation),
         "LWS_GROUP_SIZE": str(spec.size),
         "LWS_WORKER_INDEX": str(index),
         **{name: value for name, value in spec.environ.items() if not name.startswith("LWS_")},
@@ -64,10 +64,10 @@ def become_launcher(spec: Spec, index: int) -> None:
     if spec.isolated:
         environ["TMPDIR"] = "/tmp"
     else:
-        environ.update(LWSRUN_POD_IP=spec.ip(index), LWSRUN_LISTEN=spec.ip(index))
+        environ.update(LWSRUN_POD_IP=spec.ip(index, generation), LWSRUN_LISTEN=spec.ip(index, generation))
     argv = [sys.executable, "-m", "launcher", "start", *spec.start_options, "--", *spec.command_of(index)]
     os.execve(sys.executable, argv, environ)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    main(sys.argv[1], *map(int, sys.argv[2:]))

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+from collections.abc import Callable
 
 
-async def publish(descriptor: int, host: str, port: int) -> None:
-    """Carry every connection on the inherited listening socket to host:port, as long as the loop runs."""
+async def publish(descriptor: int, host: Callable[[], str], port: int) -> None:
+    """Carry every connection on the inherited listening socket to what host names by then, as long as the loop runs."""
     listener = socket.socket(fileno=descriptor)
     listener.setblocking(False)
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            inside = await asyncio.open_connection(host, port)
+            inside = await asyncio.open_connection(host(), port)
         except OSError:
             writer.close()
             return

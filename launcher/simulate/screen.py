@@ -6,14 +6,15 @@ import contextlib
 import os
 import sys
 import time
+from collections.abc import Sequence
 from typing import Any
 
 from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from backends.group import member_name
-from launcher.simulate.spec import Spec
+from launcher.simulate.life import Life
+from launcher.simulate.spec import STOP, Spec
 
 COLOURS = (36, 33, 35, 32, 34, 31, 96, 93, 95, 92, 94, 91)
 
@@ -23,7 +24,8 @@ class Screen:
 
     def __init__(self, spec: Spec) -> None:
         self._spec = spec
-        self._width = max(len(spec.host(spec.size - 1)), len("simulate"))
+        suffix = ".old" if spec.faults_of("stale-leader") else ".1" if spec.restart_policy != STOP else ""
+        self._width = max(len(spec.host(spec.size - 1) + suffix), len("simulate"))
         self._console = Console(highlight=False, force_terminal=spec.colour or None, width=None if spec.colour else 120)
         self._live: Status | None = None
         self._phase = ""
@@ -33,9 +35,9 @@ class Screen:
             self._live = self._console.status("starting")
             self._live.start()
 
-    def show(self, index: int, line: bytes) -> None:
+    def show(self, life: Life, line: bytes) -> None:
         """One line of a pod, its bytes unchanged behind the prefix."""
-        self._write(self._prefix(self._spec.host(index), COLOURS[index % len(COLOURS)]) + line + b"\n")
+        self._write(self._prefix(life.label, COLOURS[life.index % len(COLOURS)]) + line + b"\n")
 
     def say(self, text: str) -> None:
         """One line of the simulation's own."""
@@ -65,11 +67,17 @@ class Screen:
         times = ", ".join(f"{phase} {at:.1f} s" for phase, at in state.get("phases", {}).items())
         self.say(f"phases of the leader: {times}")
 
-    def summary(self, ended: dict[int, tuple[int, float]]) -> None:
+    def summary(self, lives: Sequence[Life]) -> None:
+        """How every life of every pod ended."""
         if self._live is not None:
             self._live.stop()
-        for index, (code, at) in sorted(ended.items()):
-            self.say(f"{self._spec.host(index):{self._width}}  {member_name(index):10}  exit {code:3}  at {at:.2f} s")
+        self.say(f"{'pod':{self._width}}  {'member':11}  generation  noticed    ended      exit")
+        for life in sorted(lives, key=lambda life: (life.generation, life.index)):
+            if life.code is not None:
+                self.say(
+                    f"{self._spec.host(life.index):{self._width}}  {life.name:11}  {life.generation:10}"
+                    f"  {seconds(life.noticed):>9}  {seconds(life.ended):>9}  {life.code:4}"
+                )
 
     def _prefix(self, name: str, colour: int) -> bytes:
         text = f"{name:{self._width}} | "
@@ -86,3 +94,7 @@ class Screen:
             sys.stdout.buffer.flush()
         except BrokenPipeError:  # whoever read us has left; the pods must not notice
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def seconds(at: float | None) -> str:
+    return "-" if at is None else f"{at:.2f} s"
