@@ -12,6 +12,8 @@ import time
 from launcher.output import STDERR
 
 log = logging.getLogger("lwsrun")
+QUIET = logging.getLogger("lwsrun.quiet")  # for libraries whose lines are for their own developers
+QUIET.disabled = True
 WAITING_LINES = 10_000
 
 

@@ -3,43 +3,74 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable, Sequence
-from typing import Any
+import ssl
+from collections.abc import Sequence
+from functools import partial
+from typing import TYPE_CHECKING
 
 from aiohttp import web
+
+from launcher import status
+from launcher.channel.port import Port, limits_for
+from launcher.log import QUIET
+
+if TYPE_CHECKING:
+    from launcher.lifecycle import Pod
 
 
 class Watchers:
     """Serves the channel's port. Health is a reason, or None when all is well."""
 
-    def __init__(
-        self,
-        *,
-        not_ready: Callable[[], str | None],
-        not_started: Callable[[], str | None],
-        group: Callable[[], dict[str, Any]],
-    ) -> None:
+    def __init__(self, pod: Pod) -> None:
+        """pod is asked anew for every request: after a restart in place it is another."""
+        self.pod = pod
         self.app = web.Application(client_max_size=1024)
-        self._group = group
         self.app.router.add_get("/livez", lambda _: _answer(None))
-        self.app.router.add_get("/readyz", lambda _: _answer(not_ready()))
-        self.app.router.add_get("/startupz", lambda _: _answer(not_started()))
+        self.app.router.add_get("/readyz", lambda _: _answer(status.not_ready(self.pod)))
+        self.app.router.add_get("/startupz", lambda _: _answer(status.not_started(self.pod)))
         self.app.router.add_get("/group", self._show_group)
+        self.app.router.add_get("/join", self._join)
+        self.app.on_response_prepare.append(_one_request_each)
         self._runner: web.AppRunner | None = None
+        self._port: Port | None = None
 
     async def _show_group(self, request: web.Request) -> web.Response:
-        return web.json_response(self._group())
+        return web.json_response(status.describe(self.pod))
 
-    async def open(self, sockets: Sequence[socket.socket]) -> None:
-        """Answer on sockets that listen already."""
-        self._runner = web.AppRunner(self.app, access_log=None, handle_signals=False, shutdown_timeout=0.5)
+    async def _join(self, request: web.Request) -> web.StreamResponse:
+        if self.pod.leader is None:
+            return web.Response(status=404, text="no leader of a group is here, or not yet\n")
+        assert self._port is not None
+        if self._port.tls is not None and not request.secure:
+            self._port.refuse("token", request.remote or "?", "it has no token, this group has one")
+            return web.Response(status=403, text="this group has a token; join over TLS\n")
+        return await self.pod.leader.handle_join(request, partial(self._port.admit, request))
+
+    def _count(self, code: str) -> None:
+        if self.pod.leader is not None:
+            self.pod.leader.refused[code] = self.pod.leader.refused.get(code, 0) + 1
+
+    async def open(self, sockets: Sequence[socket.socket], seats: int = 0, tls: ssl.SSLContext | None = None) -> None:
+        """Answer on sockets that listen already. seats: members that may come. tls: how they prove to be members."""
+        # aiohttp logs a traceback for each malformed request: as many lines as a stranger likes, and past our own log.
+        self._runner = web.AppRunner(
+            self.app, access_log=None, logger=QUIET, handle_signals=False, shutdown_timeout=0.5
+        )
         await self._runner.setup()
-        for each in sockets:
-            await web.SockSite(self._runner, each).start()
+        assert self._runner.server is not None
+        self._port = Port(self._runner.server, limits_for(seats), tls, self._count)
+        self._port.open(sockets)
 
     async def close(self) -> None:
+        if self._port is not None:
+            self._port.close()
         if self._runner is not None:
             await self._runner.cleanup()
+
+
+async def _one_request_each(_: web.BaseRequest, response: web.StreamResponse) -> None:
+    """A kept connection would only stand in the way of others; whoever comes again in seconds does not need it."""
+    response.force_close()
 
 
 async def _answer(reason: str | None) -> web.Response:

@@ -8,6 +8,10 @@ from launcher.channel.messages import Cause, Stop
 from launcher.kernel import Caught
 
 
+class Mismatched(Exception):
+    """The leader has refused us for --mismatch-timeout because we are not alike; str() names both sides' values."""
+
+
 @dataclass(frozen=True)
 class SignalCaught:
     caught: Caught
@@ -66,7 +70,7 @@ class LeaderLost:
 
 @dataclass(frozen=True)
 class StoryEnded:
-    """The story could not go on; error is a ConfigError, a CannotStart or a GateFailed."""
+    """The story could not go on; error says why: a ConfigError, GateFailed, GatherTimeout, Mismatched or our own."""
 
     error: Exception
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from aiohttp import web
 
 from backends.group import Group, member_name
+from launcher.channel import agreement
 from launcher.channel import messages as m
+from launcher.channel.absences import Absences
+from launcher.channel.complaints import Complaints
 from launcher.channel.events import Event, MemberDone, MemberFailed, MemberLeaving, MemberLost
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
 JOIN_TIMEOUT = 10.0  # seconds from connecting to the first frame
-MAX_STRANGERS = 64  # connections that have not joined yet
 
 
 @dataclass(eq=False)
@@ -26,6 +28,7 @@ class Seat:
     node: m.NodeFacts
     incarnation: str
     wire: Wire
+    join: m.Join
     phase: str = "joined"
     done: bool = False
     prepared: bool = False
@@ -43,6 +46,9 @@ class LeaderSide:
         run: str,
         command: tuple[str, ...],
         digest: str,
+        facts: m.Facts,
+        mismatches_warn: bool,
+        leader_excluded: bool,
         secrets: Mapping[str, str],
         peer_timeout: float,
         detaches: bool,
@@ -50,20 +56,22 @@ class LeaderSide:
     ) -> None:
         self.group = group
         self.node = node
-        self._detaches = detaches
         self.run = run
         self.seats: dict[int, Seat] = {}
         self.refused: dict[str, int] = {}
         self.formed = False
         self.stopping = False
         self._complete = asyncio.Event()
-        self._prepared = asyncio.Event()
-        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout)
-        self._digest = digest
+        self._said = asyncio.Event()
+        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout, group.size)
+        self._me = m.Join(m.VERSION, group.id, 0, group.size, "", digest, node, detaches, facts=facts)
+        self._warn = mismatches_warn
+        self._excluded = leader_excluded
+        self._told_mismatch = False
         self._peer_timeout = peer_timeout
         self._emit = emit
-        self._strangers = 0
-        self._last_refusal: dict[int, str] = {}
+        self._absences = Absences()
+        self._complaints = Complaints()
 
     @property
     def missing(self) -> list[int]:
@@ -74,12 +82,8 @@ class LeaderSide:
         return not self.missing and all(seat.done for seat in self.seats.values())
 
     def why_missing(self) -> str:
-        """The absent members, with the last refusal where there was one."""
-        parts = []
-        for index in self.missing:
-            refusal = self._last_refusal.get(index)
-            parts.append(member_name(index) + (f" (refused: {refusal})" if refusal else ""))
-        return ", ".join(parts)
+        """The absent members, each with what is known of it."""
+        return self._absences.describe(self.missing)
 
     async def wait_complete(self) -> list[m.NodeFacts]:
         """Until every member has joined; then tells all, and returns the nodes by index."""
@@ -87,15 +91,21 @@ class LeaderSide:
             self._complete.clear()
             await self._complete.wait()
         self.formed = True
+        self._show_facts([seat.join for seat in self.seats.values()])
         nodes = [self.node, *(self.seats[index].node for index in range(1, self.group.size))]
         await self.tell_all(m.Formed(nodes))
         return nodes
 
-    async def wait_prepared(self) -> None:
-        """Until every member has said that its engine could start."""
-        while self.missing or not all(seat.prepared for seat in self.seats.values()):
-            self._prepared.clear()
-            await self._prepared.wait()
+    def not_yet(self, state: str) -> list[int]:
+        """The members that have not said "prepared" or "detached" yet."""
+        seats = self.seats
+        return [i for i in range(1, self.group.size) if i not in seats or not getattr(seats[i], state)]
+
+    async def wait_all(self, state: str) -> None:
+        """Until every member has said "prepared", or "detached"."""
+        while self.not_yet(state):
+            self._said.clear()
+            await self._said.wait()
 
     async def tell_all(self, message: m.Message) -> None:
         await asyncio.gather(*(seat.wire.try_send(message) for seat in self.seats.values()))
@@ -107,31 +117,30 @@ class LeaderSide:
             await asyncio.sleep(0.02)
         return sorted(self.seats)
 
-    async def handle_join(self, request: web.Request) -> web.WebSocketResponse | web.Response:
-        """GET /join: a member's connection, for as long as it lasts."""
-        if self._strangers >= MAX_STRANGERS:
-            return web.Response(status=503, text="too many connections that have not joined\n")
-        socket = web.WebSocketResponse(max_msg_size=m.MAX_MESSAGE, compress=False, timeout=1.0)
-        self._strangers += 1
-        try:
-            await socket.prepare(request)
-            wire = Wire(socket, self._peer_timeout)
-            seat = await self._admit(wire, request.remote or "?")
-        finally:
-            self._strangers -= 1
+    async def hang_up(self) -> None:
+        """Close what members have left open: nothing of this run may reach the next."""
+        await asyncio.gather(*(seat.wire.close() for seat in self.seats.values()))
+
+    async def handle_join(self, request: web.Request, admitted: Callable[[], None]) -> web.WebSocketResponse:
+        """GET /join: a member's connection, for as long as it lasts. admitted is called when it has a seat."""
+        # WebSocket's own pings are no part of our protocol: unanswered and counted, they make no work.
+        socket = web.WebSocketResponse(max_msg_size=m.MAX_FROM_MEMBER, compress=False, timeout=1.0, autoping=False)
+        await socket.prepare(request)
+        wire = Wire(socket, self._peer_timeout)
+        seat = await self._admit(wire, request.remote or "?", admitted)
         if seat is not None:
             await self._serve(seat)
         await wire.close()
         return socket
 
-    async def _admit(self, wire: Wire, remote: str) -> Seat | None:
+    async def _admit(self, wire: Wire, remote: str, admitted: Callable[[], None]) -> Seat | None:
         try:
             async with asyncio.timeout(JOIN_TIMEOUT):
                 join = await wire.receive()
         except (Gone, TimeoutError):
             return None
         except m.BadMessage as error:
-            log.warning("%s sent no join but %s; closed", remote, error)
+            self._complaints.tell(remote, f"turned away {remote}: it sent no join but {error}")
             return None
         if not isinstance(join, m.Join):
             return None
@@ -139,16 +148,21 @@ class LeaderSide:
         if refusal is not None:
             self.refused[refusal.code] = self.refused.get(refusal.code, 0) + 1
             # Kept for real places only, so that a stranger cannot fill our memory with made-up ones.
-            place = join.index if 0 < join.index < self.group.size else 0
-            if self._last_refusal.get(place) != refusal.reason:
-                log.warning("refused worker %d at %s: %s", join.index, remote, refusal.reason)
-                self._last_refusal[place] = refusal.reason
+            ours = 0 < join.index < self.group.size and join.group == self.group.id
+            if self._absences.refused(join.index if ours else 0, refusal.reason):
+                told = f"refused worker {join.index} at {remote}: {refusal.reason}"
+                self._complaints.tell(f"{remote} {refusal.code}", told)
+            if refusal.mismatch and not self._told_mismatch:
+                self._told_mismatch = True
+                self._show_facts([*(seat.join for seat in self.seats.values()), join])
             await wire.try_send(refusal)
             return None
-        seat = Seat(join.index, join.node, join.incarnation, wire)
+        seat = Seat(join.index, join.node, join.incarnation, wire, join)
+        let_in = self._mismatches(join)
         # Taken before anything is awaited, so that two joins of one index cannot both pass.
         self.seats[join.index] = seat
-        self._last_refusal.pop(join.index, None)
+        admitted()
+        self._absences.joined(join.index)
         try:
             await wire.send(self._welcome)
         except Gone:
@@ -160,6 +174,9 @@ class LeaderSide:
             "worker %d joined from %s (%s, %d GPUs); %d of %d here",
             join.index, join.node.ip, join.node.hostname, join.node.gpus, len(self.seats) + 1, self.group.size,
         )  # fmt: skip
+        if let_in:
+            texts = "; ".join(each.text for each in let_in)
+            log.warning("worker %d is let in although (--mismatch warn) %s", join.index, texts)
         self._complete.set()
         return seat
 
@@ -168,36 +185,44 @@ class LeaderSide:
         if join.version != m.VERSION:
             return m.Refused("protocol", f"it speaks protocol {join.version}, the leader {m.VERSION}: same lwsrun?")
         if join.group != group.id:
-            return m.Refused("group", f"it belongs to group {join.group!r}, this leader leads {group.id!r}")
+            return m.Refused("group", f"it belongs to group {join.group[:256]!r}, this leader leads {group.id!r}")
         if self.stopping:
             return m.Refused("draining", "this leader is stopping")
-        if join.size != group.size:
-            return m.Refused("size", f"its group size is {join.size}, the leader's is {group.size}")
+        if join.left == self.run:
+            return m.Refused("run", f"it was lost from run {self.run}, which goes on without it")
+        wrong = [each for each in self._mismatches(join) if not self._warn or each.code in agreement.NEVER]
+        if wrong:
+            command = list(self._welcome.command) if any(each.code == "command" for each in wrong) else None
+            return m.Refused(wrong[0].code, "; ".join(each.text for each in wrong), mismatch=True, command=command)
         if not 0 < join.index < group.size:
-            return m.Refused("index", f"its index is {join.index}, the leader expects 1 to {group.size - 1}")
+            reason = f"its index is {join.index}, the leader expects 1 to {group.size - 1}"
+            return m.Refused("index", reason, mismatch=True)
         seat = self.seats.get(join.index)
         if seat is not None:
             return m.Refused("taken", f"index {join.index} is taken by {seat.node.ip} ({seat.node.hostname})")
-        if join.exec != self._detaches:
-            with_it, without = ("it", "the leader") if join.exec else ("the leader", "it")
-            return m.Refused("exec", f"{with_it} runs with --exec, {without} without")
-        if join.digest not in (None, self._digest):
-            return m.Refused("command", f"its command differs: digest {join.digest}, the leader's is {self._digest}")
-        if join.digest is None:
-            return None  # without a command it does not know its engine yet; its own plan checks what it finds
-        for what, theirs, ours in (
-            ("engine version", join.node.engine_version, self.node.engine_version),
-            ("Ray version", join.node.ray, self.node.ray),
-        ):
-            if theirs != ours:
-                return m.Refused("version", f"its {what} is {theirs or 'none'}, the leader's is {ours or 'none'}")
         return None
+
+    def _mismatches(self, join: m.Join) -> list[agreement.Difference]:
+        seated = (seat.join for index, seat in sorted(self.seats.items()) if index != join.index)
+        gpus_like = next(seated, None) if self._excluded else self._me
+        # A command that we do not know may well place its parts on nodes that differ.
+        even_gpus = self._me.facts.engine is not None
+        return agreement.mismatches(agreement.differences(join, self._me, gpus_like), even_gpus=even_gpus)
+
+    def _show_facts(self, joins: list[m.Join]) -> None:
+        members = [self._me, *sorted(joins, key=lambda join: join.index)]
+        lines, differing = agreement.table(members, leader_excluded=self._excluded)
+        if differing:
+            log.warning("the members differ in: %s", ", ".join(differing))
+        for line in lines:
+            log.info("%s", line)
 
     async def _serve(self, seat: Seat) -> None:
         error = await seat.wire.until_gone(self._listen(seat))
         what = f"lost: {error}" if error else "lost"
         if self.seats.get(seat.index) is seat:
             del self.seats[seat.index]
+            self._absences.left(seat.index, seat.node.ip, what)
         if self.stopping or seat.detached:
             return
         log.warning("%s at %s %s", member_name(seat.index), seat.node.ip, what)
@@ -224,8 +249,9 @@ class LeaderSide:
                 case m.Prepared():
                     seat.prepared = True
                     seat.phase = "prepared"
-                    self._prepared.set()
+                    self._said.set()
                 case m.Detached():
                     seat.detached = True
+                    self._said.set()
                 case _:
                     raise m.BadMessage(f"a {type(message).__name__.lower()} from a member")

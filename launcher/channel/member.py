@@ -3,25 +3,36 @@
 from __future__ import annotations
 
 import asyncio
+import random
+import ssl
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from http import HTTPStatus
 
 import aiohttp
 import tenacity
 
+from backends.digest import difference
 from backends.group import Group
 from backends.plan import join_host_port
 from launcher import resolver
 from launcher.channel import messages as m
-from launcher.channel.events import Event, LeaderLost, LeaderSaid
+from launcher.channel.events import Event, LeaderLost, LeaderSaid, Mismatched
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
 CONNECT_TIMEOUT = 5.0
+SOON = tenacity.wait_random_exponential(multiplier=0.1, max=1.0)
+LATER = (5.0, 7.5)  # seconds, at random between: nobody but a person mends a wrong token
 
 
 class NotAdmitted(Exception):
-    """This attempt failed; str() says why, for the report."""
+    """This attempt failed; str() says why, for the report. mismatch: a leader told us that we are not alike."""
+
+    def __init__(self, reason: str, mismatch: bool = False) -> None:
+        super().__init__(reason)
+        self.mismatch = mismatch
 
 
 class MemberSide:
@@ -33,39 +44,52 @@ class MemberSide:
         *,
         port: int,
         digest: str | None,
+        command: tuple[str, ...],
+        facts: m.Facts,
+        mismatch_timeout: float,
         incarnation: str,
         node: Callable[[str], m.NodeFacts],
         peer_timeout: float,
         report_every: float,
         detaches: bool,
+        left: str,
+        tls: ssl.SSLContext | None,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group
-        self.why_waiting = "not tried yet"
+        self.why_waiting = "its name is being looked up, and nothing has answered yet"
         self.welcome: m.Welcome | None = None
         self.leader_ip = ""
         self.wire: Wire | None = None
         self.formed: asyncio.Future[list[m.NodeFacts]] = asyncio.get_running_loop().create_future()
-        self.may_detach = asyncio.Event()
+        self.may_become = asyncio.Event()
         self._port = port
         self._digest = digest
+        self._command = command
+        self._facts = facts
+        self._mismatch_timeout = mismatch_timeout
+        self._mismatched_since: float | None = None
         self._incarnation = incarnation
         self._node = node
         self._peer_timeout = peer_timeout
         self._report_every = report_every
         self._detaches = detaches
+        self._left = left
+        self._tls = tls
+        self._unauthorised = False
+        self._told_unauthorised = False
         self._emit = emit
         self._session: aiohttp.ClientSession | None = None
         self._closing = False
 
     async def join(self) -> m.Welcome:
-        """Until the leader lets us in; says why not every report_every seconds. Never raises by itself."""
+        """Until the leader lets us in; says why not every report_every seconds. Raises Mismatched, nothing else."""
         self._session = aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT))
         reporter = asyncio.create_task(self._report())
         try:
             async for attempt in tenacity.AsyncRetrying(
                 retry=tenacity.retry_if_exception_type(NotAdmitted),
-                wait=tenacity.wait_random_exponential(multiplier=0.1, max=1.0),
+                wait=self._pause,
             ):
                 with attempt:
                     self.welcome = await self._attempt()
@@ -73,6 +97,9 @@ class MemberSide:
             reporter.cancel()
         assert self.welcome is not None
         return self.welcome
+
+    def _pause(self, attempts: tenacity.RetryCallState) -> float:
+        return random.uniform(*LATER) if self._unauthorised else SOON(attempts)
 
     async def _report(self) -> None:
         started = time.monotonic()
@@ -88,33 +115,57 @@ class MemberSide:
         return f"{self.group.leader_address} port {self._port}"
 
     async def _attempt(self) -> m.Welcome:
+        self._unauthorised = False
         try:
             # Asked anew each time: the name may still point at an earlier leader that is going away.
             addresses = await resolver.resolve(self.group.leader_address, self._port)
-            reasons = []
+            failed = []
             for address in addresses:
                 try:
                     return await self._join_at(address)
                 except NotAdmitted as error:
-                    reasons.append(f"{address}: {error}")
-            raise NotAdmitted("; ".join(reasons))
+                    failed.append((address, error))
+            reason = "; ".join(f"{address}: {error}" for address, error in failed)
+            raise NotAdmitted(reason, any(error.mismatch for _, error in failed))
         except (NotAdmitted, resolver.Unresolved) as error:
             self.why_waiting = str(error)
+            if self._unauthorised and not self._told_unauthorised:
+                self._told_unauthorised = True
+                log.warning("%s; asking again every few seconds", self.why_waiting)
+            self._count_mismatch(isinstance(error, NotAdmitted) and error.mismatch)
             raise NotAdmitted(str(error)) from error
+
+    def _count_mismatch(self, mismatch: bool) -> None:
+        """The clock runs while attempt after attempt is refused for not being alike; any other outcome resets it."""
+        now = time.monotonic()
+        if not mismatch:
+            self._mismatched_since = None
+            return
+        if self._mismatched_since is None:
+            self._mismatched_since = now
+            log.warning("%s; asking again for %g s (--mismatch-timeout)", self.why_waiting, self._mismatch_timeout)
+        refused = now - self._mismatched_since
+        if refused >= self._mismatch_timeout:
+            raise Mismatched(f"refused for {refused:.0f} s (--mismatch-timeout): {self.why_waiting}")
 
     async def _join_at(self, address: str) -> m.Welcome:
         assert self._session is not None
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT * 2):
-                socket = await self._session.ws_connect(
-                    f"ws://{join_host_port(address, self._port)}/join", max_msg_size=m.MAX_MESSAGE, compress=0
-                )
+                scheme, tls = ("ws", True) if self._tls is None else ("wss", self._tls)
+                url = f"{scheme}://{join_host_port(address, self._port)}/join"
+                socket = await self._session.ws_connect(url, max_msg_size=m.MAX_MESSAGE, compress=0, ssl=tls)
         except TimeoutError:
             raise NotAdmitted("timed out") from None
         except aiohttp.WSServerHandshakeError as error:
+            if error.status == HTTPStatus.FORBIDDEN:
+                self._unauthorised = True
+                raise NotAdmitted("the leader has a token, this pod has none (LWSRUN_TOKEN, --token-file)") from None
             raise NotAdmitted(f"it answers, but is no leader of a group (HTTP {error.status})") from None
         except (aiohttp.ClientError, OSError) as error:
-            raise NotAdmitted(_plain(error)) from None
+            reason = None if self._tls is None else _why_no_handshake(error)
+            self._unauthorised = self._unauthorised or reason is not None
+            raise NotAdmitted(reason or _plain(error)) from None
         wire = Wire(socket, self._peer_timeout)
         mine = socket.get_extra_info("sockname")
         node = self._node(mine[0] if mine else "")
@@ -131,6 +182,8 @@ class MemberSide:
                         self._digest,
                         node,
                         self._detaches,
+                        self._left,
+                        self._facts,
                     )
                 )
                 answer = await wire.receive()
@@ -140,11 +193,24 @@ class MemberSide:
         if isinstance(answer, m.Welcome):
             self.wire = wire
             self.leader_ip = address
+            if answer.size and answer.size != group.size:
+                log.warning("the group size is %d here, the leader's is %d, which counts", group.size, answer.size)
+                self.group = replace(group, size=answer.size)
+            self._tell_parting(answer.command)
             return answer
         await wire.close()
         if isinstance(answer, m.Refused):
-            raise NotAdmitted(f"the leader refuses us: {answer.reason}")
+            parting = f" ({self._parting(answer.command)})" if answer.command and self._command else ""
+            raise NotAdmitted(f"the leader refuses us: {answer.reason}{parting}", answer.mismatch)
         raise NotAdmitted(f"it answered our join with a {type(answer).__name__.lower()}")
+
+    def _tell_parting(self, command: list[str]) -> None:
+        if self._command and difference(self._command, command) is not None:
+            log.warning("let in with another command than the leader's: %s", self._parting(command))
+
+    def _parting(self, command: list[str]) -> str:
+        parts = difference(self._command, command)
+        return "the leader's command is the same" if parts is None else f"here: {parts[0]}; the leader's: {parts[1]}"
 
     async def listen(self) -> None:
         """Until the connection ends; every end that we did not ask for is the loss of the leader."""
@@ -161,7 +227,9 @@ class MemberSide:
                     if not self.formed.done():
                         self.formed.set_result(nodes)
                 case m.Detach():
-                    self.may_detach.set()
+                    await wire.send(m.Detached())
+                case m.Become():
+                    self.may_become.set()
                 case m.Stop():
                     self._emit(LeaderSaid(message))
                 case _:
@@ -177,6 +245,17 @@ class MemberSide:
             await self.wire.close()
         if self._session is not None:
             await self._session.close()
+
+
+def _why_no_handshake(error: Exception) -> str | None:
+    """What ended our TLS handshake, where anything but the network did."""
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        return "wrong token: the leader has another one, or belongs to another group"
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    # The handshake is the first thing that both say: whoever hangs up in it does not speak TLS.
+    if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ConnectionResetError | BrokenPipeError):
+        return "this pod has a token, but the leader does not speak TLS: it has none, or is no leader"
+    return None
 
 
 def _plain(error: Exception) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import types
 import typing
 from dataclasses import dataclass
 from typing import Any
 
 VERSION = 1
-MAX_MESSAGE = 256 * 1024  # bytes
+MAX_MESSAGE = 256 * 1024  # bytes, from the leader: the command, or the nodes of a large group
+MAX_FROM_MEMBER = 64 * 1024  # its longest is a failure with 4 KiB of the engine's words
+LARGEST = 2**53  # whole numbers beyond are no plain JSON (RFC 8259, 6), and nothing here counts so far
 
 
 class BadMessage(ValueError):
@@ -44,6 +47,21 @@ class NodeFacts:
 
 
 @dataclass(frozen=True)
+class Facts:
+    """What should be the same over the group besides; compared at the join and not handed on.
+
+    engine and python (its version) are known where a backend asks for them; nccl holds the variables of
+    launcher/nodes.py that are set.
+    """
+
+    engine: str | None = None
+    python: str | None = None
+    gpu_model: str | None = None
+    driver: str | None = None
+    nccl: dict[str, str] | None = None
+
+
+@dataclass(frozen=True)
 class Join:
     """member -> leader, first frame. digest is that of the command, or None when the template leaves it out."""
 
@@ -55,14 +73,22 @@ class Join:
     digest: str | None
     node: NodeFacts
     exec: bool = False  # it will become its engine and leave the channel
+    left: str = ""  # the run that it was part of before
+    facts: Facts = Facts()
 
 
 @dataclass(frozen=True)
 class Refused:
-    """leader -> member, then the connection closes. code is one word; reason names both sides' values."""
+    """leader -> member, then the connection closes. code is one word; reason names both sides' values.
+
+    mismatch: the two sides are configured differently, which time alone may not cure. command is then the leader's,
+    so that the member can show where its own parts from it.
+    """
 
     code: str
     reason: str
+    mismatch: bool = False
+    command: list[str] | None = None
 
 
 @dataclass(frozen=True)
@@ -74,6 +100,7 @@ class Welcome:
     command: list[str]
     secrets: dict[str, str]
     peer_timeout: float
+    size: int = 0  # the leader's, which counts (with --mismatch warn); 0 from one that does not say
 
 
 @dataclass(frozen=True)
@@ -128,20 +155,29 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Detach:
-    """leader -> members, with --exec: everybody is prepared, become your engines."""
+    """leader -> members, with --exec: everybody is prepared; say whether you still are."""
 
 
 @dataclass(frozen=True)
 class Detached:
-    """member -> leader, its last word: the end of the connection is not its death."""
+    """member -> leader, its last word: from here on the end of the connection is not its death."""
+
+
+@dataclass(frozen=True)
+class Become:
+    """leader -> members, its last word: everybody has detached, become your engines."""
 
 
 @dataclass(frozen=True)
 class Stop:
-    """leader -> members: end now. cause is None when the group was asked to stop or has finished."""
+    """leader -> members: end now. cause is None when the group was asked to stop or has finished.
+
+    restart: the group starts anew in so many seconds, in the same pods; None when this is the end.
+    """
 
     cause: Cause | None
     reason: str
+    restart: float | None = None
 
 
 Message = (
@@ -158,10 +194,12 @@ Message = (
     | Prepared
     | Detach
     | Detached
+    | Become
     | Stop
 )
 
 _TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
+_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
 def encode(message: Message) -> str:
@@ -179,7 +217,9 @@ def decode(frame: str) -> Message:
         raise BadMessage(f"not JSON: {error}") from None
     if not isinstance(data, dict):
         raise BadMessage("not an object")
-    name = str(data.get("type"))
+    name = data.get("type")
+    if not isinstance(name, str):
+        raise BadMessage("an object without a type")
     kind = _TYPES.get(name)
     if kind is None:
         raise BadMessage(f"unknown type {name[:40]!r}")
@@ -188,7 +228,7 @@ def decode(frame: str) -> Message:
 
 
 def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     values: dict[str, Any] = {}
     for field in dataclasses.fields(kind):
         if field.name in data:
@@ -196,6 +236,12 @@ def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:
         elif field.default is dataclasses.MISSING:
             raise BadMessage(f"{where}.{field.name} is missing")
     return kind(**values)
+
+
+def _hints(kind: type[Any]) -> dict[str, Any]:
+    if kind not in _HINTS:
+        _HINTS[kind] = typing.get_type_hints(kind)  # takes longer than all the rest
+    return _HINTS[kind]
 
 
 def _check(hint: Any, value: Any, where: str) -> Any:
@@ -210,6 +256,10 @@ def _check(hint: Any, value: Any, where: str) -> Any:
         return {str(key): _check(typing.get_args(hint)[1], item, where) for key, item in value.items()}
     if dataclasses.is_dataclass(hint) and isinstance(value, dict):
         return _build(typing.cast(type[Any], hint), value, where)
+    if isinstance(value, int) and abs(value) > LARGEST:
+        raise BadMessage(f"{where} is too large")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise BadMessage(f"{where} is not finite")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     if isinstance(value, str):

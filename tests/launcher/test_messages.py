@@ -14,6 +14,8 @@ from launcher.channel import messages as m
 NODE = m.NodeFacts("10.0.0.1", "my-lws-0", 8, "0.32.0", None)
 EVERY = [
     m.Join(1, "g", 1, 2, "abc", None, NODE),
+    m.Join(1, "g", 1, 2, "abc", None, NODE, facts=m.Facts("vllm", "3.12.3", "L4", "550", {"NCCL_ALGO": "Ring"})),
+    m.Refused("command", "its command differs", True, ["vllm", "serve", "m"]),
     m.Refused("size", "its group size is 3, the leader's is 2"),
     m.Welcome("run", NODE, ["vllm", "serve", "m"], {"ray-token": "t"}, 15.0),
     m.Formed([NODE, NODE]),
@@ -66,6 +68,12 @@ def test_a_damaged_message_is_decoded_or_refused_never_more(fields: dict[str, An
         ('{"type": "explode"}', "unknown type 'explode'"),
         ("[1]", "not an object"),
         ("[" * 100000, "not JSON"),
+        ('{"type": ' + "[" * 900 + "]" * 900 + "}", "an object without a type"),
+        ('{"type": "ping", "number": ' + "9" * 4000 + "}", "ping.number is too large"),
+        ('{"type": "ping", "number": ' + "9" * 5000 + "}", "not JSON"),
+        ('{"type": "ping", "number": NaN}', "ping.number is not finite"),
+        ('{"type": "stop", "cause": null, "reason": "", "restart": 1e999}', "stop.restart is not finite"),
+        ('{"type": "stop", "cause": null, "reason": "", "restart": 1' + "0" * 400 + "}", "stop.restart is too large"),
     ],
 )
 def test_a_bad_message_says_what_is_wrong(frame: str, says: str) -> None:

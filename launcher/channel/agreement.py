@@ -1,0 +1,133 @@
+"""What must be the same in all pods of a group and what only should be: compared at every join, shown as a table."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from backends.group import member_name
+from launcher.channel.messages import Join
+
+# What a rollout that is under way may still cure: the member asks again, and gives up after --mismatch-timeout.
+MUST = frozenset({"size", "exec", "command", "engine", "ray", "gpus"})
+# A pod that leaves the channel cannot be watched by one that stays: whatever --mismatch says, no group has both.
+NEVER = frozenset({"exec"})
+GPUS = frozenset({"gpus", "GPU", "driver"})  # facts of the GPUs, which an excluded leader does not have
+OF_COMMAND = frozenset({"command", "engine", "ray", "python"})  # not known before a command is
+SHOWN = 80  # characters of a value: it comes from outside
+ROWS = 32  # members that a table names one by one
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One fact in which a member differs; text names both sides' values."""
+
+    code: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Fact:
+    """A column of the table. of gives the value as text, or None where there is none."""
+
+    code: str
+    name: str
+    of: Callable[[Join], str | None]
+
+
+FACTS = (
+    Fact("size", "group size", lambda join: str(join.size)),
+    Fact("exec", "--exec", lambda join: "yes" if join.exec else None),
+    Fact("command", "command", lambda join: join.digest),
+    Fact(
+        "engine", "engine", lambda join: " ".join(filter(None, (join.facts.engine, join.node.engine_version))) or None
+    ),
+    Fact("ray", "Ray", lambda join: join.node.ray),
+    Fact("gpus", "GPU count", lambda join: str(join.node.gpus)),
+    Fact("GPU", "GPU", lambda join: join.facts.gpu_model),
+    Fact("driver", "driver", lambda join: join.facts.driver),
+    Fact("python", "Python", lambda join: join.facts.python),
+)
+
+
+def differences(join: Join, leader: Join, gpus_like: Join | None) -> list[Difference]:
+    """In what a member differs from the leader, and in its GPUs from gpus_like; what it cannot know yet is left out."""
+    found = []
+    for fact in (*FACTS, *_nccl([join, leader])):
+        like = gpus_like if fact.code in GPUS else leader
+        if like is None or (fact.code in OF_COMMAND and join.digest is None):
+            continue
+        theirs, ours = fact.of(join), fact.of(like)
+        if theirs != ours:
+            found.append(Difference(fact.code, _text(fact, theirs, ours, member_name(like.index))))
+            if fact.code == "gpus" and like.index == 0 and ours == "0":
+                hint = "is the leader meant to have none? then say --leader-excluded in both templates"
+                found[-1] = Difference(fact.code, f"{found[-1].text} ({hint})")
+    return found
+
+
+def mismatches(found: Sequence[Difference], *, even_gpus: bool) -> list[Difference]:
+    """Those that no group can be formed with; even_gpus: the engine needs as many GPUs on every node."""
+    return [each for each in found if each.code in MUST and (even_gpus or each.code != "gpus")]
+
+
+def table(members: Sequence[Join], *, leader_excluded: bool) -> tuple[list[str], list[str]]:
+    """Lines: what all members share in one, then the facts in which they differ, a row per member; and these' names.
+
+    Of a large group only the rows that are not like the leader's are shown.
+    """
+    shared, differing = [], []
+    for fact in (*FACTS[2:], *_nccl(members)):  # size and --exec are the group's own
+        values = [_value(fact, join, leader_excluded) for join in members]
+        known = {value for value in values if value != "?"}
+        if len(known) > 1:
+            differing.append((fact.name, [fact.name, *values]))
+        elif (value := known.pop() if known else "none") != "none":
+            shared.append(_said(fact, value))
+    lines = [f"all {len(members)}: {', '.join(shared)}"] if shared else []
+    if differing:
+        names = ["member", *(member_name(join.index) for join in members)]
+        hosts = ["host", *(f"{_short(join.node.hostname)} {_short(join.node.ip)}" for join in members)]
+        rows = list(zip(names, hosts, *(column for _, column in differing), strict=True))
+        if len(members) > ROWS:
+            odd = [row for row in rows[2:] if row[2:] != rows[1][2:]]
+            left = len(rows) - 2 - len(odd[:ROWS])
+            rows = [*rows[:2], *odd[:ROWS], (f"and {left} more",) + ("",) * (len(rows[0]) - 1)]
+        widths = [max(len(row[at]) for row in rows) for at in range(len(rows[0]))]
+        lines += [
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+        ]
+    return lines, [name for name, _ in differing]
+
+
+def _nccl(members: Sequence[Join]) -> list[Fact]:
+    names = sorted({name for join in members for name in join.facts.nccl or ()})
+    return [Fact(name, name, lambda join, name=name: (join.facts.nccl or {}).get(name)) for name in names]  # type: ignore[misc]
+
+
+def _value(fact: Fact, join: Join, leader_excluded: bool) -> str:
+    if (fact.code in OF_COMMAND and join.digest is None) or (fact.code in GPUS and leader_excluded and join.index == 0):
+        return "?"
+    return _short(fact.of(join))
+
+
+def _said(fact: Fact, value: str) -> str:
+    if fact.code == "gpus":
+        return f"{value} GPUs"
+    if fact.code in ("engine", "GPU"):
+        return value
+    return f"{fact.name}={value}" if fact.name.startswith("NCCL_") else f"{fact.name} {value}"
+
+
+def _text(fact: Fact, theirs: str | None, ours: str | None, whose: str) -> str:
+    if fact.code == "exec":
+        with_it, without = ("it", whose) if theirs else (whose, "it")
+        return f"{with_it} runs with --exec, {without} without"
+    if fact.code == "command":
+        return f"its command differs: digest {_short(theirs)}, {whose}'s is {_short(ours)}"
+    return f"its {fact.name} is {_short(theirs)}, {whose}'s is {_short(ours)}"
+
+
+def _short(value: str | None) -> str:
+    text = " ".join((value or "none").split())
+    return text if len(text) <= SHOWN else text[:SHOWN] + "…"
