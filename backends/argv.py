@@ -109,6 +109,12 @@ def add(argv: Sequence[str], flag: Flag, value: str | None = None) -> tuple[str,
     return (*argv[:end], *addition, *argv[end:])
 
 
+def without(argv: Sequence[str], flags: Sequence[Flag]) -> tuple[str, ...]:
+    """argv less every occurrence of the flags and their values. Raises ConfigError when a value is missing."""
+    gone = {at for flag in flags for found in find(argv, flag) for at in range(found.at, found.at + found.width)}
+    return tuple(token for at, token in enumerate(argv) if at not in gone)
+
+
 def _is_option(token: str) -> bool:
     if not token.startswith("-") or token == "-":
         return False

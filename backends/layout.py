@@ -9,8 +9,12 @@ from backends.errors import ConfigError, Fault
 from backends.plan import Node
 
 
+class LayoutError(ConfigError):
+    """The layout does not fit the group's GPUs, as far as they are known."""
+
+
 def check_layout(axes: Sequence[tuple[str, int]], nodes: Sequence[Node]) -> None:
-    """Raise ConfigError unless the product of the axes equals the GPUs of the group.
+    """Raise LayoutError unless the product of the axes equals the GPUs of the group.
 
     axes are (short name, degree) in order, TP first, e.g. [("TP", 8), ("PP", 2)].
     """
@@ -20,7 +24,7 @@ def check_layout(axes: Sequence[tuple[str, int]], nodes: Sequence[Node]) -> None
         return
     asked = " × ".join(f"{name} {degree}" for name, degree in axes)
     if has == 0:
-        raise ConfigError(
+        raise LayoutError(
             Fault(
                 f"{asked} needs {needed} GPUs; no GPU was found on this node",
                 f"{needed} GPUs over {len(nodes)} nodes",
@@ -32,7 +36,7 @@ def check_layout(axes: Sequence[tuple[str, int]], nodes: Sequence[Node]) -> None
     if needed % largest == 0:
         count = needed // largest
         remedy += f"; or a group of {count} node{'s' if count != 1 else ''} with {largest} GPUs each"
-    raise ConfigError(
+    raise LayoutError(
         Fault(f"{asked} needs {needed} GPU{'s' if needed != 1 else ''}; the group has {describe(nodes)}", "", remedy)
     )
 

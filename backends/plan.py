@@ -25,6 +25,9 @@ class Node:
     python: str = "python3"
     engine_version: str | None = None
     ray: str | None = None
+    gpu_model: str | None = None
+    driver: str | None = None
+    python_version: str | None = None
 
 
 class Kind(enum.Enum):
@@ -160,6 +163,7 @@ class Options:
     """What the user chose that is neither identity nor command. Times in seconds.
 
     answering: how long an engine that was asked to stop may go on with the requests that it has.
+    leader_excluded: index 0 has no part in the layout; its GPUs, if any, do not count.
     """
 
     backend: str = "auto"
@@ -168,6 +172,7 @@ class Options:
     ray_port: int = 6379
     peer_timeout: float = 15.0
     answering: int = 15
+    leader_excluded: bool = False
 
 
 @dataclass(frozen=True)
@@ -193,6 +198,10 @@ class Request:
     @property
     def leader(self) -> Node:
         return self.nodes[0]
+
+    def gpus_of(self, index: int) -> int:
+        """The GPUs that a member brings into the group."""
+        return 0 if index == 0 and self.options.leader_excluded else self.nodes[index].gpus
 
 
 def join_host_port(host: str, port: int) -> str:

@@ -38,6 +38,14 @@ def backend_of(argv: tuple[str, ...], options: Options) -> str:
 
 def make_plan(request: Request) -> Plan:
     """What this pod does. Pure: the same request gives the same plan, on any machine. Raises ConfigError."""
+    if request.options.leader_excluded and request.group.size == 1:
+        raise ConfigError(
+            Fault(
+                "--leader-excluded in a group of size 1: nobody is left to take part",
+                "a leader and at least one worker",
+                "leave --leader-excluded out, or check LWS_GROUP_SIZE or --size",
+            )
+        )
     name = backend_of(request.argv, request.options)
     planner = PLANNERS.get(name)
     if planner is None and request.group.size == 1:

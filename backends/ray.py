@@ -116,7 +116,7 @@ def cluster_service(request: Request) -> Service:
     """`ray start --block` as head or worker; the head does not wait for anybody, a worker waits for the head."""
     common = (
         f"--node-ip-address={request.node.ip}",
-        f"--num-gpus={request.node.gpus}",
+        f"--num-gpus={request.gpus_of(request.group.index)}",
         f"--object-store-memory={object_store_bytes(request.node.shm_bytes)}",
         "--disable-usage-stats",
         "--block",
@@ -145,5 +145,5 @@ def cluster_gates(request: Request) -> tuple[RayNodes, ...]:
     """The leader's main process waits until Ray itself sees every node with its GPUs."""
     if not request.group.is_leader:
         return ()
-    gpus = tuple((node.ip, node.gpus) for node in request.nodes)
+    gpus = tuple((node.ip, request.gpus_of(index)) for index, node in enumerate(request.nodes))
     return (RayNodes(address(request), gpus, request.node.python),)

@@ -51,6 +51,8 @@ DRAINS_SINCE = (0, 18)  # https://github.com/vllm-project/vllm/pull/36666
 
 def plan_vllm(request: Request) -> Plan:
     """One pod's plan for `vllm serve`. Raises ConfigError for layouts that cannot form and modes not built yet."""
+    if request.options.leader_excluded:
+        raise ConfigError(_no_gpu_no_driver())
     command = detect(main_argv(request))
     arguments = command.arguments
     kind = request.options.kind or Kind.SERVER
@@ -163,6 +165,15 @@ def _refuse_native(arguments: tuple[str, ...], executor: str | None) -> None:
                 "say --distributed-executor-backend ray, or leave it out",
             )
         )
+
+
+def _no_gpu_no_driver() -> Fault:
+    # https://github.com/vllm-project/vllm/issues/27318, https://github.com/vllm-project/vllm/issues/29265
+    return Fault(
+        "--leader-excluded: vLLM's server cannot run on a leader that has no part in the model",
+        "a leader with GPUs: without one vLLM ends with `Failed to infer device type` or `Current node has no GPU`",
+        "give the leader the workers' GPUs and leave --leader-excluded out; --backend ray and generic take it",
+    )
 
 
 def _not_yet(what: str, remedy: str) -> Fault:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import os
@@ -25,14 +26,14 @@ import importlib.metadata as m, json, sys
 def v(n):
     try: return m.version(n)
     except m.PackageNotFoundError: return None
-print(json.dumps({n: v(n) for n in sys.argv[1:]}))
+print(json.dumps({n: v(n) for n in sys.argv[1:]} | {"python": "%d.%d.%d" % sys.version_info[:3]}))
 """
 
 
 async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node:
     """This pod's Node. Versions are asked only where the backend decides by them. Raises ConfigError."""
     # In threads: a driver that wakes up or a resolver that hangs must not keep a signal waiting.
-    gpus, source = await asyncio.to_thread(count_gpus, settings)
+    gpus, source, model, driver = await asyncio.to_thread(look_at_gpus, settings)
     ip = await asyncio.to_thread(own_ip, settings)
     python = image_python(settings.argv, settings.environ)
     versions: dict[str, str | None] = {}
@@ -47,6 +48,9 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
         python=python,
         engine_version=versions.get("vllm") if backend == "vllm" else None,
         ray=versions.get("ray"),
+        gpu_model=model,
+        driver=driver,
+        python_version=versions.get("python"),
     )
 
 
@@ -80,22 +84,34 @@ def own_ip(settings: Settings) -> str:
     return "127.0.0.1"
 
 
-def count_gpus(settings: Settings) -> tuple[int, str]:
-    """The GPUs that the engine will see, and how that is known."""
+def look_at_gpus(settings: Settings) -> tuple[int, str, str | None, str | None]:
+    """The GPUs that the engine will see, how that is known, and by NVML their model and driver."""
+    devices, model, driver = ask_nvml()
     if settings.gpus_per_node is not None:
-        return settings.gpus_per_node, "--gpus-per-node"
+        return settings.gpus_per_node, "--gpus-per-node", model, driver
     visible = settings.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         names = [name for name in visible.split(",") if name.strip() and name.strip() != "-1"]
-        return len(names), "CUDA_VISIBLE_DEVICES"
+        return len(names), "CUDA_VISIBLE_DEVICES", model, driver
+    return devices or 0, "NVML" if devices is not None else "NVML finds none", model, driver
+
+
+def ask_nvml() -> tuple[int | None, str | None, str | None]:
+    """How many devices there are, their model (several: joined by "+") and the driver; None where NVML shows none."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
     except Exception:  # no library, no driver, no permission: whatever the reason, NVML shows no GPU
-        return 0, "NVML finds none"
+        return None, None, None
     try:
-        return int(pynvml.nvmlDeviceGetCount()), "NVML"
+        count = int(pynvml.nvmlDeviceGetCount())
+        models, driver = [], None
+        with contextlib.suppress(pynvml.NVMLError):  # a device that has fallen off the bus still counts
+            driver = str(pynvml.nvmlSystemGetDriverVersion())
+            for at in range(count):
+                models.append(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(at))))
+        return count, " + ".join(dict.fromkeys(models)) or None, driver
     finally:
         pynvml.nvmlShutdown()
 

@@ -36,18 +36,24 @@ def _explain(host: str) -> str:
         resolver = dns.resolver.Resolver()
         servers = ", ".join(str(server) for server in resolver.nameservers)
         resolver.lifetime = 3
-        resolver.resolve(host, "A", search=True)
+        try:
+            resolver.resolve(host, "A", search=True)
+        except dns.resolver.NoAnswer:
+            resolver.resolve(host, "AAAA", search=True)
     except dns.resolver.NXDOMAIN:
         return (
             f"{UNRESOLVED}: NXDOMAIN from {servers} (the leader's pod has no record yet, or its headless Service is"
             " missing; denials are cached up to 30 s)"
         )
     except dns.resolver.NoAnswer:
-        return f"{UNRESOLVED}: {servers} knows the name but has no IPv4 address for it"
+        return f"{UNRESOLVED}: {servers} knows the name but has no address for it"
     except dns.resolver.NoNameservers as error:
         return f"{UNRESOLVED}: no name server answered properly ({error})"
     except dns.exception.Timeout:
         return f"{UNRESOLVED}: no answer from {servers}"
     except (dns.exception.DNSException, OSError) as error:
         return f"{UNRESOLVED}: {error}"
-    return f"{UNRESOLVED} for the system resolver, although {servers} has it (search list? hosts file?)"
+    return (
+        f"{UNRESOLVED} for the system resolver at the last attempt, although {servers} has it now (just come?"
+        " else: search list? hosts file?)"
+    )

@@ -51,6 +51,18 @@ def test_the_command_decides_unless_the_user_does(line: str, chosen: str, backen
     assert backend_of(tuple(line.split()), Options(backend=chosen)) == backend
 
 
+def test_a_group_of_one_cannot_exclude_its_leader() -> None:
+    text = refusal(request("python3 run.py", size=1, options=Options(leader_excluded=True)))
+    assert text.startswith("--leader-excluded in a group of size 1: nobody is left to take part")
+
+
+@pytest.mark.parametrize("backend", ["auto", "vllm"])
+def test_vllms_server_cannot_run_on_an_excluded_leader(backend: str) -> None:
+    text = refusal(request("vllm serve m -tp 8", options=Options(backend=backend, leader_excluded=True)))
+    assert text.startswith("--leader-excluded: vLLM's server cannot run on a leader that has no part in the model")
+    assert "--backend ray and generic take it" in text
+
+
 @pytest.mark.parametrize("line", ["python3 run.py", "python3 -m sglang.launch_server --tp 16", "vllm bench serve"])
 def test_a_user_who_says_vllm_must_start_vllm(line: str) -> None:
     text = refusal(request(line, options=Options(backend="vllm")))

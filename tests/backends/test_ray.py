@@ -42,6 +42,15 @@ def test_the_command_runs_on_the_leader_when_ray_sees_every_node() -> None:
     assert plan.main == Main(("python3", "run.py", "2"), Kind.JOB)
 
 
+@pytest.mark.parametrize(("index", "flag"), [(0, "--num-gpus=0"), (1, "--num-gpus=2")])
+def test_an_excluded_leader_offers_ray_no_gpus_and_nobody_waits_for_them(index: int, flag: str) -> None:
+    plan = plan_ray(request(index, options=Options(leader_excluded=True)))
+    assert flag in plan.services[0].argv
+    if index == 0:
+        assert plan.gates == (RayNodes("10.0.0.10:6379", (("10.0.0.10", 0), ("10.0.0.11", 2)), "python3"),)
+        assert plan.main is not None
+
+
 def test_a_worker_runs_ray_alone() -> None:
     plan = plan_ray(request(index=1))
     assert [service.name for service in plan.services] == ["ray-worker"]
