@@ -25,6 +25,7 @@ from launcher import exits
 from launcher.budget import share_out
 from launcher.output import HEAD
 from launcher.settings import PORT, TERMINATION_LOG, Settings
+from launcher.token import VARIABLE, read_token
 
 # No option may follow COMMAND: what stands there belongs to it.
 PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
@@ -92,6 +93,9 @@ backend_options = options(
                  help="The Ray head's port."),
     click.option("--peer-timeout", type=SECONDS, default="15s", show_default=True, show_envvar=True,
                  help="Silence after which a peer is dead. A closed connection is noticed at once."),
+    click.option("--leader-excluded", is_flag=True, show_envvar=True,
+                 help="The leader takes no part in the layout (LWS subgroups with LeaderExcluded): GPUs are those of"
+                 " the workers."),
 )  # fmt: skip
 
 
@@ -102,7 +106,7 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
                      " exit recreates the whole group."),
         click.option("--drain-timeout", type=SECONDS, default=None, show_envvar=True,
                      help="All that stopping may take, --drain-delay included.  [default: 25s, or"
-                     " --termination-grace-period less 5s]"),
+                     " --termination-grace-period less 5s, below 30s less a sixth]"),
         click.option("--termination-grace-period", type=SECONDS, default=None, show_envvar=True,
                      help="The pod's terminationGracePeriodSeconds, less what a preStop hook takes: stopping is made"
                      " to fit."),
@@ -110,6 +114,11 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
                      help="On SIGTERM: unready for this long before a serving leader's engine is asked to stop."),
         click.option("--failure-hold", type=SECONDS, default="10s", show_default=True, show_envvar=True,
                      help="As PID 1, wait this long before a configuration error ends the pod (LWS has no backoff)."),
+        click.option("--max-restarts", type=click.IntRange(0), default=0, show_default=True, show_envvar=True,
+                     help="After a failure, start the engines of the whole group anew in the same pods, so many times;"
+                     " the leader's value counts."),
+        click.option("--restart-reset", type=SECONDS, default="10m", show_default=True, show_envvar=True,
+                     help="Serving for so long makes earlier restarts forgotten."),
         click.option("--report-every", type=SECONDS, default="15s", show_default=True, show_envvar=True,
                      help="How often a waiting pod says whom it waits for."),
     )  # fmt: skip
@@ -121,6 +130,7 @@ def make_options(
     env: tuple[str, ...],
     ray_port: int,
     peer_timeout: float,
+    leader_excluded: bool = False,
     answering: int = Options.answering,
 ) -> Options:
     """Raises ConfigError for an --env that is no NAME=VALUE."""
@@ -132,7 +142,9 @@ def make_options(
         pairs.append((name, value))
     if peer_timeout <= 0:
         raise ConfigError(Fault("--peer-timeout is 0", "a duration above zero, such as 15s"))
-    return Options(backend, Kind(kind) if kind else None, tuple(pairs), ray_port, peer_timeout, answering)
+    return Options(
+        backend, Kind(kind) if kind else None, tuple(pairs), ray_port, peer_timeout, answering, leader_excluded
+    )
 
 
 def run() -> NoReturn:
@@ -175,7 +187,7 @@ def open_standard_streams() -> None:
         try:
             os.fstat(descriptor)
         except OSError:
-            os.open(os.devnull, os.O_RDWR)  # the lowest free number: this one
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # the lowest free number: this one
             setattr(sys, name, os.fdopen(descriptor, mode, closefd=False))
 
 
@@ -208,6 +220,9 @@ def lwsrun() -> None:
               help="The group's identity, the same in all its pods. Default: the leader address as given.")  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, show_envvar=True,
               help="The group channel, probes and status, the same in all pods.")  # fmt: skip
+@click.option("--token-file", metavar="FILE", show_envvar=True,
+              help="The group's shared secret, 16 bytes or more, the same in all its pods: only who knows it can join,"
+              " and the channel is encrypted. Or give the secret itself in LWSRUN_TOKEN.")  # fmt: skip
 @click.option("--listen", show_envvar=True, help="Address to listen on. Default: all of the pod's.")
 @click.option("--pod-ip", show_envvar=True,
               help="This pod's address. Default: by its host name; on workers the route to the leader.")  # fmt: skip
@@ -215,6 +230,11 @@ def lwsrun() -> None:
               help="GPUs of this node. Default: CUDA_VISIBLE_DEVICES, else NVML.")  # fmt: skip
 @backend_options
 @timing_options(drain_delay="5s")
+@click.option("--mismatch", type=click.Choice(["refuse", "warn"]), default="refuse", show_default=True,
+              show_envvar=True, help="On the leader, for a worker whose size, command, versions or GPU count differ:"
+              " refuse it, or let it in with a warning.")  # fmt: skip
+@click.option("--mismatch-timeout", type=SECONDS, default="5m", show_default=True, show_envvar=True,
+              help="How long a worker that is refused for such a difference asks again before it fails.")  # fmt: skip
 @click.option("--exec", is_flag=True, show_envvar=True,
               help="Once the group has formed, become COMMAND instead of watching it: no probes, failure detection or"
               " drain from then on.")  # fmt: skip
@@ -232,10 +252,12 @@ def start(
     env: tuple[str, ...],
     ray_port: int,
     peer_timeout: float,
+    leader_excluded: bool,
     drain_timeout: float | None,
     drain_delay: float,
     termination_grace_period: float | None,
     termination_log: str,
+    token_file: str | None,
     **values: Any,
 ) -> None:
     """Gather the group, then run COMMAND as this pod's part of it. Write `--` before COMMAND.
@@ -245,6 +267,7 @@ def start(
       0    asked to stop and stopped in time; or a job that ended with 0 everywhere
       70   a server or helper ended with 0 although nobody had asked it to; or lwsrun itself failed
       75   another pod failed or was lost
+      77   the leader refused this pod for --mismatch-timeout: they are configured differently
       78   the configuration cannot work; nothing was started
       137  it had to be killed after the grace period
       else the engine's own code, 128+n for signal n
@@ -253,8 +276,10 @@ def start(
         budget = share_out(drain_timeout, drain_delay, termination_grace_period)
         settings = Settings(
             argv=tuple(command),
-            environ={k: v for k, v in os.environ.items() if not k.startswith("LWSRUN_")},
-            options=make_options(backend, kind, env, ray_port, peer_timeout, budget.answering),
+            # A variable without a name, which some shells can make, cannot be handed on: execve(2) by way of Python.
+            environ={k: v for k, v in os.environ.items() if k and not k.startswith("LWSRUN_")},
+            token=read_token(os.environ.get(VARIABLE), token_file),
+            options=make_options(backend, kind, env, ray_port, peer_timeout, leader_excluded, budget.answering),
             budget=budget,
             termination_log=os.path.abspath(termination_log),
             **values,
@@ -339,8 +364,20 @@ def plan(
 @click.option("--then", metavar="SCRIPT", default=None, show_envvar=True,
               help="When the group serves, run this in its network, then end it. $LEADER_IP is set.")  # fmt: skip
 @click.option("--fault", "faults", multiple=True, metavar="WHAT:INDEX@WHEN", show_envvar=True,
-              help="Break something by schedule, e.g. kill:1@10s, kill-engine:0@serving+2s; also term, freeze, late."
+              help="Break something by schedule, e.g. kill:1@10s, kill-engine:0@serving+2s, partition:1@serving+2s+5s;"
+              " also term, freeze, late, engine-exit:1@5s=0, slow-start:1=30s, late-dns:3s, stale-leader:5s."
               " Repeatable.")  # fmt: skip
+@click.option("--scenario", metavar="FILE", type=click.Path(dir_okay=False), default=None, show_envvar=True,
+              help="Faults from a file, one a line; # starts a comment.")  # fmt: skip
+@click.option("--restart-policy", type=click.Choice(["stop", "RecreateGroupOnPodRestart", "None"]), default="stop",
+              show_default=True, show_envvar=True,
+              help="As LWS has it; stop: nothing is restarted, the simulation ends with its pods.")  # fmt: skip
+@click.option("--max-recreations", type=click.IntRange(0, 1000), default=5, show_default=True, show_envvar=True,
+              help="Recreations of the group, or restarts of one container, after which the simulation"
+              " ends.")  # fmt: skip
+@click.option("--startup-policy", type=click.Choice(["LeaderCreated", "LeaderReady"]), default="LeaderCreated",
+              show_default=True, show_envvar=True,
+              help="LeaderReady: the workers are created when the leader's /readyz answers 200.")  # fmt: skip
 @click.option("--keep-logs", metavar="DIR", type=click.Path(file_okay=False), default=None, show_envvar=True,
               help="Keep each pod's output, and a result.json, in DIR.")  # fmt: skip
 @backend_options
@@ -357,6 +394,10 @@ def simulate(
     publish: tuple[str, ...],
     then: str | None,
     faults: tuple[str, ...],
+    scenario: str | None,
+    restart_policy: str,
+    max_recreations: int,
+    startup_policy: str,
     keep_logs: str | None,
     command: tuple[str, ...],
     **values: Any,
@@ -372,7 +413,9 @@ def simulate(
     except ModuleNotFoundError as error:
         fail(ConfigError(Fault(f"simulate needs {error.name}", "", "pip install 'lwsrun[simulate]'")))
     try:
-        make_options(*(values[name] for name in ("backend", "kind", "env", "ray_port", "peer_timeout")))
+        make_options(
+            *(values[name] for name in ("backend", "kind", "env", "ray_port", "peer_timeout", "leader_excluded"))
+        )
         simulate_group(
             size=size,
             command=command,
@@ -385,6 +428,10 @@ def simulate(
             publish=publish,
             then=then,
             faults=faults,
+            scenario=scenario,
+            restart_policy=restart_policy,
+            startup_policy=startup_policy,
+            max_recreations=max_recreations,
             keep_logs=keep_logs,
         )
     except ConfigError as error:

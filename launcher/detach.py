@@ -5,23 +5,25 @@ from __future__ import annotations
 import asyncio
 import shlex
 import signal
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
 from backends.group import member_name
 from backends.plan import Main
 from launcher import kernel
 from launcher import log as logs
-from launcher.channel.messages import Detach, Detached, Prepared
+from launcher.channel.messages import Become, Detach, Prepared
 from launcher.gates import GateFailed
 from launcher.log import log
 from launcher.report import cannot_start
 from launcher.spawn import execute
 from launcher.supervisor import CannotStart
+from launcher.waiting import saying
 
 if TYPE_CHECKING:
     from launcher.lifecycle import Pod
 
-HANG_UP = 10.0  # seconds in which every member has detached once it was told
+DETACH = 10.0  # seconds in which every member has detached once it was told
 
 
 async def detach(pod: Pod) -> None:
@@ -30,17 +32,26 @@ async def detach(pod: Pod) -> None:
     Raises GateFailed when a member does not follow; ConfigError when the engine cannot be executed.
     """
     pod.enter("prepared")
+    every = pod.settings.report_every
     if pod.leader is not None:
-        await pod.leader.wait_prepared()
-        await pod.leader.tell_all(Detach())
-        silent = await pod.leader.wait_empty(HANG_UP)
-        if silent:
-            raise GateFailed(f"not detached within {HANG_UP:g} s: {', '.join(map(member_name, silent))}")
+        leader = pod.leader
+        async with saying(every, lambda: f"until all are prepared: {members(leader.not_yet('prepared'))} missing"):
+            await leader.wait_all("prepared")
+        await leader.tell_all(Detach())
+        try:
+            async with asyncio.timeout(DETACH):
+                await leader.wait_all("detached")
+        except TimeoutError:
+            late = members(leader.not_yet("detached"))
+            raise GateFailed(f"not detached within {DETACH:g} s: {late}") from None
+        # From here on all will: what ends now is not taken for death.
+        await leader.tell_all(Become())
+        await leader.wait_empty(DETACH)
         pod.leader = None
     elif pod.member is not None:
         await pod.member.tell(Prepared())
-        await pod.member.may_detach.wait()
-        await pod.member.tell(Detached())
+        async with saying(every, lambda: "until all members are prepared"):
+            await pod.member.may_become.wait()
         await pod.member.close()
         pod.member = None
     if pod.watchers is not None:
@@ -53,6 +64,10 @@ async def detach(pod: Pod) -> None:
     await _become(pod, main)
 
 
+def members(indexes: Sequence[int]) -> str:
+    return ", ".join(map(member_name, indexes))
+
+
 async def _become(pod: Pod, main: Main) -> NoReturn:
     try:
         path = pod.supervisor.locate(main.argv[0], pod.environ())
@@ -60,8 +75,8 @@ async def _become(pod: Pod, main: Main) -> NoReturn:
         raise cannot_start(error) from None
     log.info("becoming: %s", shlex.join(main.argv))
     logs.drain()
-    # A SIGTERM that has come by now is for us; taking it cancels this coroutine.
-    while not pod.events.empty() or signal.sigpending():
+    # A SIGTERM that has come by now is for us, and so is the end of a service; taking either cancels this coroutine.
+    while not pod.events.empty() or signal.sigpending() or not all(child.alive for child in pod.children.values()):
         await asyncio.sleep(0.01)
     kernel.be_subreaper(False)  # the engine would inherit it, and reaps no strangers
     try:

@@ -34,6 +34,7 @@ FAILURE_GRACE = 5.0  # after a failure nothing can be served any more; long enou
 HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
 LAST_OUTPUT = 2.0  # seconds beyond the drain budget for a reader that is slow to take the engine's last output
 LOOK_EVERY = 0.2  # seconds
+MISSES = 3  # looks without an answer
 NO_WORK = 5.0  # seconds without work in the engine, after which what the server still counts are clients that went away
 HURRY = 3.0  # what a second SIGTERM leaves of the grace
 
@@ -63,21 +64,23 @@ class Drain:
             else:
                 await self.drain_delay(ending, served)
                 await self.stop_main(keep_reserve=ending.asked)
+            ending = self.groups_own(ending)
             await asyncio.gather(self.stop_main(), *map(self.stop_service, self.pod.children))
             survivors = await self.pod.supervisor.sweep()
             if survivors:
                 log.error("still alive after SIGKILL: %s", ", ".join(survivors))
-            patience = max(self.left(), 0) + LAST_OUTPUT
-            await asyncio.gather(
-                *(asyncio.to_thread(child.join_output, patience) for child in self.pod.children.values())
-            )
+                if ending.restart is not None:
+                    log.error("no restart in place beside them")
+                    ending = replace(ending, restart=None)
+            await self.last_output(ending, bounded=bool(survivors))
             if self.pod.leader is not None:
                 silent = await self.pod.leader.wait_empty(max(self.left(), 1.0))
                 if silent:
                     log.warning("did not hang up in time: %s", ", ".join(map(member_name, silent)))
+                    await self.pod.leader.hang_up()
             if self.pod.member is not None:
                 await self.pod.member.close()
-            if self.pod.watchers is not None:
+            if self.pod.watchers is not None and ending.restart is None:
                 await self.pod.watchers.close()
         finally:
             minder.cancel()
@@ -90,13 +93,34 @@ class Drain:
             return replace(ending, reason=reason, exit_code=exits.KILLED)
         return ending
 
+    async def last_output(self, ending: Ending, bounded: bool) -> None:
+        """Until the readers of our streams have taken what the engine wrote last: a finished job has all the time."""
+        loop = asyncio.get_running_loop()
+        bounded = bounded or ending.failed or ending.asked
+        patience = max(self.left(), 0) if ending.asked else self.budget.total
+        end = loop.time() + patience + LAST_OUTPUT
+        while any(child.output_waits for child in self.pod.children.values()):
+            if self.pod.signals and not bounded:
+                bounded, end = True, loop.time() + LAST_OUTPUT
+            if bounded and loop.time() >= end:
+                log.warning("the last output of the engine was not taken by its reader in time: dropped")
+                return
+            await asyncio.sleep(0.02)
+
     async def on_leader(self, leader: LeaderSide, ending: Ending, served: bool) -> None:
         leader.stopping = True
         if not ending.failed:
             await self.drain_delay(ending, served)
             # The engine drains while the workers still serve it; only then are they told.
             await self.stop_main(keep_reserve=True)
-        await leader.tell_all(Stop(ending.cause, ending.reason))
+        await leader.tell_all(Stop(ending.cause, ending.reason, ending.restart))
+
+    def groups_own(self, ending: Ending) -> Ending:
+        """A pod that failed says and does what the leader made of it for the whole group."""
+        stop = self.pod.stop
+        if stop is None or not ending.failed:
+            return ending
+        return replace(ending, cause=stop.cause or ending.cause, restart=stop.restart)
 
     async def on_member(self, member: MemberSide, ending: Ending) -> None:
         if ending.cause is not None and self.pod.group and ending.cause.index == self.pod.group.index:
@@ -144,25 +168,31 @@ class Drain:
         """Wait until an engine that would drop its requests has none."""
         from launcher import in_flight
 
-        loop, told, none_served = asyncio.get_running_loop(), 0, 0
+        loop, count, none_served, misses = asyncio.get_running_loop(), 0, 0, 0
         worked = loop.time()
-        while child.alive:
-            requests = await in_flight.look(engine)
-            if requests.engine is None:
-                return  # it has not started, or does not tell
-            # Twice: a request may be between two of the server's hands.
-            none_served = none_served + 1 if requests.server is not None and requests.server <= 0 else 0
-            worked = loop.time() if requests.engine else worked
-            if none_served == 2 or loop.time() - worked >= NO_WORK:
-                return
-            count = max(requests.engine, requests.server or 0)
-            if left() <= 0:
-                log.warning("%d requests in flight are cut off: no time is left (--drain-timeout)", count)
-                return
-            if count != told:
-                told = count
-                log.info("%d requests in flight; %.1f s left for them", count, left())
+        while child.alive and left() > 0:
+            looking = asyncio.create_task(in_flight.look(engine))
+            await self.pause(looking, in_flight.TIMEOUT)
+            requests = looking.result() if looking.done() else None
+            looking.cancel()
+            if requests is None:
+                misses += 1
+                if count == 0 and misses == MISSES:
+                    return  # it has not started, or does not tell
+            else:
+                misses = 0
+                # Twice: a request may be between two of the server's hands.
+                none_served = none_served + 1 if requests.server is not None and requests.server <= 0 else 0
+                worked = loop.time() if requests.engine else worked
+                if none_served == 2 or loop.time() - worked >= NO_WORK:
+                    return
+                now = max(requests.engine, requests.server or 0)
+                if now and now != count:
+                    log.info("%d requests in flight; %.1f s left for them", now, left())
+                count = now or count
             await self.pause(child.exited, LOOK_EVERY)
+        if child.alive:
+            log.warning("%d requests in flight are cut off: no time is left (--drain-timeout)", count)
 
     async def stop_service(self, name: str) -> None:
         child, end = self.pod.children[name], asyncio.get_running_loop().time() + SERVICE_GRACE
@@ -192,7 +222,7 @@ class Drain:
                         self.reserve = min(self.reserve, hurry / 5)
                         log.info("%s again: %.0f s left", signal.Signals(caught.number).name, max(self.left(), 0))
                 case LeaderSaid(stop):
-                    self.pod.groups_cause = stop.cause
+                    self.pod.stop = stop
                     if not self.pod.told.done():
                         self.pod.told.set_result(None)
                 case LeaderLost():

@@ -8,6 +8,7 @@ import signal
 OK = 0
 ENDED_UNASKED = 70  # a server or a helper ended with 0 although nobody had asked it to
 PEER_FAILED = 75  # another pod of the group failed, or was lost
+REFUSED = 77  # the leader has refused this pod for --mismatch-timeout: their configurations differ
 CONFIG = 78  # the configuration cannot work; nothing was started
 KILLED = 137  # it had to be killed after the grace period
 

@@ -11,8 +11,8 @@ from importlib import resources
 
 from backends.plan import Gate, PortOpen, RayNodes
 from launcher import exits
-from launcher.log import log
 from launcher.supervisor import Supervisor
+from launcher.waiting import saying
 
 RETRY = 0.1  # seconds
 CONNECT = 5.0
@@ -25,23 +25,12 @@ class GateFailed(Exception):
 async def pass_gate(gate: Gate, supervisor: Supervisor, environ: Mapping[str, str], report_every: float) -> None:
     """Wait until the gate is passed, saying every report_every seconds what is still missing. Raises GateFailed."""
     reason = ["not tried yet"]
-    reporter = asyncio.create_task(_report(gate, reason, report_every))
-    try:
+    async with saying(report_every, lambda: f"until {gate.describe()}: {reason[0]}"):
         match gate:
             case PortOpen():
                 await _port_open(gate, reason)
             case RayNodes():
                 await _ray_nodes(gate, reason, supervisor, environ)
-    finally:
-        reporter.cancel()
-
-
-async def _report(gate: Gate, reason: list[str], every: float) -> None:
-    waited = 0.0
-    while True:
-        await asyncio.sleep(every)
-        waited += every
-        log.info("waiting %.0f s until %s: %s", waited, gate.describe(), reason[0])
 
 
 async def _port_open(gate: PortOpen, reason: list[str]) -> None:

@@ -2,37 +2,40 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import NamedTuple
 
 import aiohttp
 
 from backends.plan import InFlight
 
-TIMEOUT = 2.0  # seconds
+TIMEOUT = 2.0  # seconds, for both pages
 
 
 class Requests(NamedTuple):
-    """What the engine works on, and what its server counts; None where it is not told."""
+    """What the engine works on, and what its server counts; the latter None where it is not told."""
 
-    engine: int | None
+    engine: int
     server: int | None
 
 
-async def look(at: InFlight) -> Requests:
-    """Ask both pages. Never raises: an engine that has not started, or has ended, tells nothing."""
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=TIMEOUT)) as session:
-        engine = server = None
-        try:
+async def look(at: InFlight) -> Requests | None:
+    """Ask both pages. None where there is no answer in time: it has not started, is too busy, or does not tell."""
+    try:
+        async with asyncio.timeout(TIMEOUT), aiohttp.ClientSession() as session:
             # The certificate is for the engine's clients; we ask over loopback.
             async with session.get(at.metrics, ssl=False) as answer:
                 samples = [line for line in (await answer.text()).splitlines() if _name(line) in at.gauges]
-                engine = int(sum(float(line.rsplit(" ", 1)[1]) for line in samples)) if samples else None
+            if not samples:
+                return None
+            engine = sum(float(line.rsplit(" ", 1)[1]) for line in samples)
+            server = None
             if at.load is not None:
                 async with session.get(at.load, ssl=False) as answer:
                     server = int((await answer.json())[at.load_key])
-        except (aiohttp.ClientError, OSError, TimeoutError, ValueError, TypeError, KeyError):
-            pass
-    return Requests(engine, server)
+            return Requests(int(engine), server)
+    except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError, ArithmeticError):
+        return None
 
 
 def _name(line: str) -> str:

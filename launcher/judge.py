@@ -19,6 +19,7 @@ from launcher.channel.events import (
     MemberFailed,
     MemberLeaving,
     MemberLost,
+    Mismatched,
     ProcessEnded,
     SignalCaught,
     StoryEnded,
@@ -45,16 +46,17 @@ def judge(pod: Pod, event: Event) -> Ending | None:
             pass  # SIGPIPE from our own write to a closed stdout: not for the engine
         case SignalCaught(caught) if caught.number in STOP_SIGNALS:
             pod.signals += 1
-            if not pod.finished and any(not child.alive for child in pod.children.values()):
-                return None  # it ended before we were asked to stop: its own event is on its way
             name = signal.Signals(caught.number).name
             sender = "from outside the pod" if caught.sender == 0 else f"from pid {caught.sender}"
+            pod.asked = Ending(f"{name} {sender}", exits.OK, asked=True)
+            if not pod.finished and any(not child.alive for child in pod.children.values()):
+                return None  # it ended before we were asked to stop: its own event is on its way
             log.info("%s %s: stopping", name, sender)
-            return Ending(f"{name} {sender}", exits.OK, asked=True)
+            return pod.asked
         case SignalCaught(caught):
             pod.pass_on(caught.number)
         case ProcessEnded(name, 0, _) if name == MAIN and pod.the_plan.kind is Kind.JOB:
-            return pod.job_done()
+            return pod.job_done() or pod.asked
         case ProcessEnded(name, code, words):
             program = "the engine" if name == MAIN else name
             what = f"{program} {exits.describe(code)}" + ("" if code else ", although nobody asked it to stop")
@@ -65,28 +67,31 @@ def judge(pod: Pod, event: Event) -> Ending | None:
         case MemberDone():
             return pod.all_done()
         case MemberFailed(cause):
-            return Ending(cause.sentence(), exits.PEER_FAILED, cause)
+            return Ending(cause.sentence(), exits.PEER_FAILED, cause, final=cause.configuration)
         case MemberLost(index, what) if pod.leader and pod.leader.formed:
             return Ending(what, exits.PEER_FAILED, Cause(index, what))
         case MemberLeaving(index, reason) if pod.leader and pod.leader.formed:
             return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
         case LeaderSaid(stop):
             pod.told.set_result(None)
-            pod.groups_cause = stop.cause
+            pod.stop = stop
             code = exits.PEER_FAILED if stop.cause else exits.OK
-            return Ending(stop.reason, code, stop.cause, asked=stop.cause is None)
+            return Ending(stop.reason, code, stop.cause, asked=stop.cause is None, restart=stop.restart)
         case LeaderLost(what):
             pod.told.set_result(None)
-            return Ending(what, exits.PEER_FAILED, Cause(0, what))
+            return Ending(what, exits.PEER_FAILED, Cause(0, what), final=True)
         case StoryEnded(ConfigError() as error):
             for line in error.text().splitlines():
                 log.error("%s", line)
             return config_ending(error, me)
         case StoryEnded(GatherTimeout() as error):
-            return Ending(str(error), exits.PEER_FAILED, Cause(me, str(error)))
+            return Ending(str(error), exits.PEER_FAILED, Cause(me, str(error)), final=True)
+        case StoryEnded(Mismatched() as error):
+            return Ending(str(error), exits.REFUSED, Cause(me, str(error), exits.REFUSED), final=True)
         case StoryEnded(error):
-            what = str(error) if isinstance(error, GateFailed) else f"lwsrun itself failed: {error!r}"
-            return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
+            gate = isinstance(error, GateFailed)
+            what = str(error) if gate else f"lwsrun itself failed: {error!r}"
+            return Ending(what, exits.ENDED_UNASKED, Cause(me, what), final=not gate)
         case _:
             pass
     return None

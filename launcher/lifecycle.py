@@ -7,6 +7,7 @@ thing that ends this life into an Ending; drain.py carries the ending out. Nothi
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import secrets
 import shlex
@@ -14,72 +15,82 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import ConfigError, Fault
 from backends.group import Group, parse_group
+from backends.layout import LayoutError
 from backends.plan import Node, Plan, Request, Service, Stage
 from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
-from launcher import exits, facts, status
+from launcher import exits, facts
 from launcher import log as logs
 from launcher.channel.events import Event, HelperLost, ProcessEnded, SignalCaught, StoryEnded
-from launcher.channel.messages import Cause, Done, NodeFacts, Phase
+from launcher.channel.messages import Done, NodeFacts, Phase, Stop
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
 from launcher.gates import pass_gate
 from launcher.judge import GatherTimeout, judge
 from launcher.log import log
-from launcher.nodes import as_node, digest, node_facts
+from launcher.nodes import as_node, digest, facts_of, node_facts, unlike
 from launcher.ports import listen
 from launcher.report import Ending, cannot_start, last_line, write_termination_message
+from launcher.restarts import Restarts
 from launcher.settings import Settings
+from launcher.shared_memory import listing, remove_new
 from launcher.supervisor import TERMINAL_STOPS, CannotStart, Child, Supervisor, locate
 
 if TYPE_CHECKING:
     from launcher.channel.leader import LeaderSide
     from launcher.channel.member import MemberSide
+    from launcher.channel.tls import Tls
     from launcher.watchers import Watchers
 
 WORDS = 0.05  # seconds for the last output of a process that has ended
 
 
 async def live(settings: Settings) -> int:
-    """One pod, from its first moment to its exit code."""
+    """One pod, from its first moment to its exit code; with --max-restarts through several epochs of its group."""
     logs.set_up("starting", settings.log_format)
-    events: asyncio.Queue[Event] = asyncio.Queue()
-    supervisor = Supervisor(lambda caught: events.put_nowait(SignalCaught(caught)), settings.report_bytes)
-    pod = Pod(settings, supervisor, events)
+    pod = Pod(settings, Supervisor(lambda caught: pod.emit(SignalCaught(caught)), settings.report_bytes))
+    while (ending := await live_through(pod)).restart is not None and not pod.signals:
+        log.warning("restart in place in %.1f s, because %s", ending.restart, pod.cause_of(ending))
+        pod = pod.next_epoch(ending.restart)
+    line = last_line(pod.group, ending, pod.restarts.used)
+    if ending.exit_code:
+        write_termination_message(settings.termination_log, line, ending.cause)
+    (log.error if ending.exit_code else log.info)("%s", line)
+    if ending.cause is not None and ending.cause.configuration and os.getpid() == 1 and not pod.signals:
+        await Drain(pod).hold()
+    pod.supervisor.close()
+    return ending.exit_code
+
+
+async def live_through(pod: Pod) -> Ending:
+    """One epoch: how it ended, with nothing of it left."""
     story = asyncio.create_task(pod.story())
     story.add_done_callback(pod.story_ended)
     ending = await pod.decide()
     story.cancel()
     await asyncio.wait([story])
-    drain = Drain(pod)
-    ending = await drain.carry_out(ending)
-    if ending.failed and pod.groups_cause is not None:
-        ending = replace(ending, cause=pod.groups_cause)
-    line = last_line(pod.group, ending)
-    if ending.exit_code:
-        write_termination_message(settings.termination_log, line, ending.cause)
-    (log.error if ending.exit_code else log.info)("%s", line)
-    if ending.cause is not None and ending.cause.configuration and os.getpid() == 1 and not pod.signals:
-        await drain.hold()
-    supervisor.close()
-    return ending.exit_code
+    return await Drain(pod).carry_out(pod.restarted(ending))
 
 
 class Pod:
-    """What a pod knows and holds while it lives."""
+    """What a pod knows and holds during one epoch of its group: one run of the engines, from gathering to the end."""
 
-    def __init__(self, settings: Settings, supervisor: Supervisor, events: asyncio.Queue[Event]) -> None:
+    def __init__(self, settings: Settings, supervisor: Supervisor) -> None:
         self.settings = settings
         self.supervisor = supervisor
-        self.events = events
-        self.emit: Callable[[Event], None] = events.put_nowait
+        self.events: asyncio.Queue[Event] = asyncio.Queue()
+        self.emit: Callable[[Event], None] = self.events.put_nowait
+        self.restarts = Restarts(settings.max_restarts, settings.restart_reset)  # what the leader grants
+        self.epoch = 1
+        self.pause = 0.0  # seconds before this epoch begins
+        self.left = ""  # the run of the epoch before
+        self.shared_memory = listing()
         self.born = time.monotonic()
         self.phase = "starting"
         self.phases: dict[str, float] = {"starting": 0.0}
@@ -94,18 +105,22 @@ class Pod:
         self.leader: LeaderSide | None = None
         self.member: MemberSide | None = None
         self.watchers: Watchers | None = None
+        self.tls: Tls | None = None  # with a token: how members of this group know each other
         self.sockets: list[socket.socket] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
         self.signals = 0  # how often we were asked to stop
+        self.asked: Ending | None = None  # the ending that the first time is
         self.kept_signals: list[int] = []  # for an engine that is not there yet
-        self.groups_cause: Cause | None = None  # what the leader made the group's first cause
+        self.stop: Stop | None = None  # what the leader made of the group's first failure
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
 
     # ------------------------------------------------------------------ what should happen
 
     async def story(self) -> None:
         """From nothing to serving. Raises ConfigError, CannotStart, GateFailed or GatherTimeout when it cannot."""
+        if self.epoch > 1:
+            await self.wait_for_restart()
         group = self.identify()
         await self.look_around(group)
         if group.size == 1:
@@ -127,15 +142,25 @@ class Pod:
             await self.serve()
         else:
             if self.argv:
-                # Faults that this pod can see by itself are told before anything waits.
-                self.plan_for(group, (self.the_node,) * group.size)
+                # Faults that this pod can see by itself are told before anything waits. A layout that does not fit is
+                # none: our GPUs may be the ones that differ, and then the leader says so.
+                with contextlib.suppress(LayoutError):
+                    self.plan_for(group, (self.the_node,) * group.size)
             self.listen()
             await self.open_port(group)
-            leader = await self.join(group)
+            group, leader = await self.join(group)
             self.plan_for(group, (leader, *(self.the_node,) * (group.size - 1)))
             _, nodes = await both(self.start_services(Stage.ADMITTED), self.all_here(group))
             self.plan_for(group, nodes)
             await self.serve()
+
+    async def wait_for_restart(self) -> None:
+        self.enter("restarting")
+        removed = remove_new(self.shared_memory)
+        if removed:
+            log.info("removed from /dev/shm, where the engine had left them: %s", ", ".join(removed))
+        await asyncio.sleep(self.pause)
+        log.info("epoch %d begins", self.epoch)
 
     def identify(self) -> Group:
         given = self.settings
@@ -153,6 +178,8 @@ class Pod:
         logs.set_up("leader" if group.is_leader else f"worker {group.index}", given.log_format)
         if not given.argv and (group.is_leader or group.size == 1):
             raise ConfigError(Fault("the leader has no command", "lwsrun start -- COMMAND [ARGUMENT ...]"))
+        if given.token is None and group.is_leader and group.size > 1 and self.epoch == 1:
+            log.warning("no LWSRUN_TOKEN: whoever is on the pod network can join this group until it is complete")
         return group
 
     async def look_around(self, group: Group) -> None:
@@ -186,20 +213,20 @@ class Pod:
     def listen(self) -> None:
         """Take the port; a pod that will leave the channel before it has any peers needs none."""
         alone = self.group is not None and self.group.size == 1
-        if not (self.settings.exec and alone):
+        if self.epoch == 1 and not (self.settings.exec and alone):
             self.sockets = listen(self.settings.listen, self.settings.port)
 
     async def open_port(self, group: Group) -> None:
         """Answer probes, and on the leader workers."""
         # In a thread: the loop goes on meanwhile.
         await asyncio.to_thread(import_module, "launcher.watchers")
+        if self.settings.token is not None and group.size > 1 and self.tls is None:
+            await asyncio.to_thread(import_module, "launcher.channel.tls")
+            from launcher.channel.tls import make_tls
+
+            self.tls = make_tls(self.settings.token, group.id)
         from launcher.watchers import Watchers
 
-        self.watchers = watchers = Watchers(
-            not_ready=partial(status.not_ready, self),
-            not_started=partial(status.not_started, self),
-            group=partial(status.describe, self),
-        )
         if group.is_leader and group.size > 1:
             from launcher.channel.leader import LeaderSide
 
@@ -209,13 +236,19 @@ class Pod:
                 run=self.run,
                 command=self.argv,
                 digest=digest(self.argv),
+                facts=facts_of(self.the_node, self.argv, self.settings.options, self.settings.environ),
+                mismatches_warn=self.settings.mismatch == "warn",
+                leader_excluded=self.settings.options.leader_excluded,
                 secrets=self.secrets,
                 peer_timeout=self.settings.options.peer_timeout,
                 detaches=self.settings.exec,
                 emit=self.emit,
             )
-            watchers.app.router.add_get("/join", self.leader.handle_join)
-        await watchers.open(self.sockets)
+        if self.watchers is None:
+            self.watchers = Watchers(self)
+            tls = self.tls.server if self.tls and self.leader else None
+            await self.watchers.open(self.sockets, group.size - 1, tls)
+        self.watchers.pod = self
 
     async def gather(self, group: Group) -> tuple[Node, ...]:
         """The leader waits for everybody; their nodes, by index."""
@@ -244,8 +277,11 @@ class Pod:
         left = float("inf") if limit is None else max(limit - self.age(), 0)
         return min(self.settings.report_every, left)
 
-    async def join(self, group: Group) -> Node:
-        """A worker finds its leader and is let in; the leader's node."""
+    async def join(self, group: Group) -> tuple[Group, Node]:
+        """A worker finds its leader and is let in; the group as the leader has it, and the leader's node.
+
+        Raises GatherTimeout or Mismatched.
+        """
         from launcher.channel.member import MemberSide
 
         self.enter("gathering")
@@ -253,11 +289,16 @@ class Pod:
             group,
             port=self.settings.port,
             digest=digest(self.argv) if self.argv else None,
+            command=self.argv,
+            facts=facts_of(self.the_node, self.argv, self.settings.options, self.settings.environ),
+            mismatch_timeout=self.settings.mismatch_timeout,
             incarnation=secrets.token_hex(8),
             node=self.facts_at,
             peer_timeout=self.settings.options.peer_timeout,
             report_every=self.settings.report_every,
             detaches=self.settings.exec,
+            left=self.left,
+            tls=self.tls.client if self.tls else None,
             emit=self.emit,
         )
         log.info("looking for the leader at %s port %d", group.leader_address, self.settings.port)
@@ -271,13 +312,19 @@ class Pod:
         self.run, self.secrets = welcome.run, dict(welcome.secrets)
         log.info("joined the leader at %s (run %s) after %.2f s", member.leader_ip, self.run, self.age())
         self.background(member.listen())
+        self.group = group = member.group
         if not self.argv:
             self.argv = tuple(welcome.command)
             log.info("the command comes from the leader: %s", shlex.join(self.argv))
             address = self.the_node.ip
             await self.look_around(group)
             self.node = replace(self.the_node, ip=address)
-        return as_node(welcome.leader, self.the_node)
+            faults = unlike(self.the_node, welcome.leader)
+            if faults and self.settings.mismatch == "refuse":
+                raise ConfigError(*faults)
+            for fault in faults:
+                log.warning("%s", fault.found)
+        return group, as_node(welcome.leader, self.the_node)
 
     def facts_at(self, route: str) -> NodeFacts:
         """Our node as the leader should know it: without --pod-ip, our address is the one that routes to the leader."""
@@ -377,9 +424,41 @@ class Pod:
         main = self.children.get(MAIN)
         if main is not None or number in TERMINAL_STOPS:
             self.supervisor.forward(main, number)
+        elif self.settings.exec:
+            log.warning("%s: dropped, because with --exec nobody is left to deliver it", exits.signal_name(number))
         elif number not in self.kept_signals:
             self.kept_signals.append(number)
             log.info("%s: kept until there is an engine that takes it", exits.signal_name(number))
+
+    def restarted(self, ending: Ending) -> Ending:
+        """The leader's word on whether a failure ends the pods or only this epoch."""
+        leads = self.group is not None and self.group.is_leader
+        if not ending.failed or ending.final or not leads or self.signals or self.settings.exec:
+            return ending
+        served = self.age() - self.phases["serving"] if "serving" in self.phases else 0.0
+        self.restarts = self.restarts.after(served)
+        if not self.restarts.left:
+            return ending
+        self.restarts, wait = self.restarts.one_more()
+        log.warning("restart %d of %d in place (--max-restarts)", self.restarts.used, self.restarts.limit)
+        return replace(ending, restart=wait)
+
+    def next_epoch(self, pause: float) -> Pod:
+        """The same pod in the next epoch of its group. What still happens to the old one reaches nobody."""
+        pod = Pod(self.settings, self.supervisor)
+        pod.epoch, pod.pause, pod.left = self.epoch + 1, pause, self.run
+        pod.restarts, pod.shared_memory = self.restarts, self.shared_memory
+        pod.watchers, pod.sockets, pod.group, pod.tls = self.watchers, self.sockets, self.group, self.tls
+        if pod.watchers is not None:
+            pod.watchers.pod = pod
+        while not self.events.empty():
+            event = self.events.get_nowait()
+            if isinstance(event, SignalCaught):
+                pod.emit(event)
+        return pod
+
+    def cause_of(self, ending: Ending) -> str:
+        return ending.cause.sentence() if ending.cause else ending.reason
 
     def job_done(self) -> Ending | None:
         self.finished = True

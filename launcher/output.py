@@ -63,8 +63,16 @@ class Sink:
                 return
 
 
+def one_stream() -> bool:
+    """Whether our stdout and stderr are the same file, as on a terminal or after 2>&1."""
+    try:
+        return os.path.sameopenfile(1, 2)
+    except OSError:
+        return False
+
+
 STDOUT = Sink(1)
-STDERR = Sink(2)
+STDERR = STDOUT if one_stream() else Sink(2)
 
 
 class Keepsake:
@@ -121,6 +129,10 @@ class Pump:
         self._keepsake = keepsake
         self._thread = threading.Thread(target=self._run, name=f"pump-{name}", daemon=True)
         self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        return self._thread.is_alive()
 
     def join(self, timeout: float) -> None:
         """Wait until the pipe is empty and closed by every writer, at most timeout seconds."""

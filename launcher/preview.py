@@ -31,7 +31,7 @@ def preview(
         Node(
             ip=f"10.0.{(10 + i) // 256}.{(10 + i) % 256}",
             hostname="my-lws-0" if i == 0 else f"my-lws-0-{i}",
-            gpus=gpus,
+            gpus=0 if i == 0 and options.leader_excluded else gpus,
             gpus_from="--gpus-per-node",
             shm_bytes=SHM,
             ray=ray,

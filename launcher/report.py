@@ -19,21 +19,29 @@ MESSAGE_LIMIT = 4096  # the kubelet keeps the last 4096 bytes: https://kubernete
 
 @dataclass(frozen=True)
 class Ending:
-    """The first thing that ended this pod's life. cause is None when nothing failed (asked to stop, or finished)."""
+    """The first thing that ended this pod's life, or with restart only its present epoch.
+
+    cause is None when nothing failed (asked to stop, or finished). final: no restart in place would mend it.
+    restart: seconds until the group starts anew.
+    """
 
     reason: str
     exit_code: int
     cause: Cause | None = None
     asked: bool = False
+    final: bool = False
+    restart: float | None = None
 
     @property
     def failed(self) -> bool:
         return self.cause is not None
 
 
-def last_line(group: Group | None, ending: Ending) -> str:
+def last_line(group: Group | None, ending: Ending, restarts: int = 0) -> str:
     """What the pod says last; after a failure it is the same sentence in every pod."""
     sentence = f"stopped because {ending.cause.sentence()}" if ending.cause else f"stopped: {ending.reason}"
+    if restarts:
+        sentence += f"; after {restarts} restarts in place"
     who = "" if group is None else f"; {member_name(group.index)} exits {ending.exit_code}"
     return sentence + who
 
@@ -62,5 +70,8 @@ def cannot_start(error: CannotStart) -> ConfigError:
 def config_ending(error: ConfigError, index: int) -> Ending:
     """The ending of a pod whose configuration cannot work."""
     return Ending(
-        "configuration", exits.CONFIG, Cause(index, f"configuration: {error}", exits.CONFIG, error.text(), True)
+        "configuration",
+        exits.CONFIG,
+        Cause(index, f"configuration: {error}", exits.CONFIG, error.text(), True),
+        final=True,
     )

@@ -19,6 +19,7 @@ class Settings:
 
     argv: tuple[str, ...]
     environ: Mapping[str, str]
+    token: bytes | None = field(default=None, repr=False)  # the group's shared secret
     leader_address: str | None = None
     size: str | None = None
     index: str | None = None
@@ -29,10 +30,14 @@ class Settings:
     listen: str | None = None
     port: int = PORT
     gather_timeout: float | None = None
+    mismatch: str = "refuse"  # or "warn"
+    mismatch_timeout: float = 300.0
     budget: Budget = field(default_factory=Budget)
     failure_hold: float = 10.0
     report_every: float = 15.0
     termination_log: str = TERMINATION_LOG
     report_bytes: int = HEAD
     log_format: str = "text"
+    max_restarts: int = 0
+    restart_reset: float = 600.0
     exec: bool = False  # become the engine once the group has formed

@@ -5,6 +5,7 @@ fork and exec by hand, because posix_spawn(3) can set neither a parent-death sig
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import signal
@@ -67,8 +68,8 @@ def _become(
             os.dup2(stream, number)
         os.chdir(directory)
         execute(path, argv, environ)
-    except OSError as error:
-        os.write(tell, struct.pack("i", error.errno))
+    except Exception as error:  # such as a ValueError for an environment that cannot be handed on
+        os.write(tell, struct.pack("i", getattr(error, "errno", None) or errno.EINVAL))
     finally:
         os._exit(127)
 

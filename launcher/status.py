@@ -40,6 +40,8 @@ def describe(pod: Pod) -> dict[str, Any]:
         "size": pod.group.size if pod.group else None,
         "index": pod.group.index if pod.group else None,
         "run": pod.run,
+        "epoch": pod.epoch,
+        "restarts": pod.restarts.used,
         "phase": pod.phase,
         "not_ready": not_ready(pod),
         "phases": pod.phases,

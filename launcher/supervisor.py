@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -30,6 +31,7 @@ ASK_AGAIN = 2.0  # seconds between two SIGTERMs to an engine that loses them whi
 LAST_CALL = 2.0  # seconds before SIGKILL at which the children of a process that was asked alone are asked too
 KEEP_SIGNALS = 60.0  # seconds that an engine has to install its handlers for what came before it
 HARMLESS = (signal.SIGCONT, signal.SIGURG, signal.SIGWINCH)  # ignored by default: signal(7)
+NO_ROOM = (errno.EAGAIN, errno.ENOMEM, errno.EMFILE, errno.ENFILE)  # for a process: no fault of the command
 TERMINAL_STOPS = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 
@@ -47,6 +49,11 @@ class Child:
     @property
     def alive(self) -> bool:
         return not self.exited.done()
+
+    @property
+    def output_waits(self) -> bool:
+        """Whether output of it has not been passed on yet, or more may come."""
+        return any(pump.alive for pump in self.pumps)
 
     def join_output(self, timeout: float) -> None:
         """Wait until its output has been passed on, timeout seconds at most: an orphan may hold the pipes open, and
@@ -148,18 +155,21 @@ class Supervisor:
                 stdin = os.open(os.devnull, os.O_RDONLY)
                 handed_over.callback(os.close, stdin)
             stdout = 1 if bare else outlet()
-            stderr = 2 if bare else stdout if merge else outlet()
+            # Where our two streams are one, the engine's are too: two pipes would lose the order between them.
+            stderr = 2 if bare else stdout if merge or STDERR is STDOUT else outlet()
             try:
                 pid = spawn(path, argv, environ, (stdin, stdout, stderr), self._directory)
             except OSError as error:
                 for reader in readers:
                     os.close(reader)
+                if error.errno in NO_ROOM:
+                    raise
                 raise CannotStart(f"{path} cannot be executed: {error.strerror}") from error
         child = Child(name, pid, self._loop.create_future(), Keepsake(self._keep))
         self._children[pid] = child
         if capture or merge:
             child.stdout = self._reader(readers.pop(0))
-        elif not bare:
+        elif len(readers) > 1:
             child.pumps.append(Pump(readers.pop(0), 1, STDOUT, child.keepsake, f"{name}-stdout"))
         for reader in readers:
             child.pumps.append(Pump(reader, 2, STDERR, child.keepsake, f"{name}-stderr"))
@@ -222,14 +232,15 @@ class Supervisor:
 
     async def deliver(self, child: Child, numbers: Sequence[int]) -> None:
         """Forward signals that came before the child was there, once it takes them: earlier they would kill it."""
-        for number in numbers:
-            until = self._loop.time() + KEEP_SIGNALS
-            while child.alive and not takes(child.pid, number) and self._loop.time() < until:
-                await asyncio.sleep(0.1)
-            if child.alive and takes(child.pid, number):
+        waiting, until = list(numbers), self._loop.time() + KEEP_SIGNALS
+        while waiting and child.alive and self._loop.time() < until:
+            for number in [number for number in waiting if takes(child.pid, number)]:
+                waiting.remove(number)
                 self.forward(child, number)
-            elif child.alive:
-                log.warning("%s came before the engine, which does not handle it: dropped", exits.signal_name(number))
+            if waiting:
+                await asyncio.sleep(0.1)
+        for number in waiting if child.alive else ():
+            log.warning("%s came before the engine, which does not handle it: dropped", exits.signal_name(number))
 
     async def stop(
         self,
@@ -264,7 +275,8 @@ class Supervisor:
 
     def _ask(self, child: Child, alone: bool) -> None:
         if alone and child.alive:
-            os.kill(child.pid, signal.SIGTERM)
+            with contextlib.suppress(PermissionError):  # it runs as another user by now
+                os.kill(child.pid, signal.SIGTERM)
         else:
             self.signal(child, signal.SIGTERM)
         with contextlib.suppress(psutil.Error):

@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
+import http.server
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
+import threading
+import time
 import urllib.error
 import urllib.request
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, ClassVar, cast
 
 import pytest
 from conftest import LWSRUN, free_port, launched, start, wait_until
+
+from backends.plan import InFlight
+from launcher.budget import Budget
+from launcher.drain import Drain
+from launcher.settings import Settings
+from launcher.supervisor import Child
 
 SERVER = "--kind=server"
 STUBBORN = ["sh", "-c", "trap 'echo heard' TERM; echo up; while :; do sleep 0.05; done"]
@@ -167,7 +180,104 @@ def test_how_much_of_the_engines_error_is_kept_can_be_chosen(size: int, tmp_path
     assert len(head.strip()) == min(size, 4096 - len(first) - len("first error output of the leader:\n"))
 
 
+# ------------------------------------------------------------------ requests in flight
+
+
+class Scripted(http.server.BaseHTTPRequestHandler):
+    """An engine's metrics page: for each look the seconds that it takes, and the requests that it then shows."""
+
+    script: ClassVar[list[tuple[float, int]]] = []
+
+    def do_GET(self) -> None:
+        wait, requests = self.script.pop(0) if self.script else (0.0, 0)
+        time.sleep(wait)
+        with contextlib.suppress(OSError):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(f'vllm:requests{{engine="0"}} {requests}\n'.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def let_finish(script: list[tuple[float, int]], left: float) -> tuple[float, list[tuple[float, int]]]:
+    """How long the drain waits for such an engine that has `left` seconds, and what of the script it did not ask."""
+    Scripted.script = script
+
+    async def wait(url: str) -> float:
+        drain = Drain(cast(Any, SimpleNamespace(settings=Settings((), {}, budget=Budget(total=60)))))
+        loop = asyncio.get_running_loop()
+        engine = cast(Child, SimpleNamespace(alive=True, exited=loop.create_future()))
+        begun = loop.time()
+        await drain.let_finish(InFlight(url, ("vllm:requests",)), engine, lambda: begun + left - loop.time())
+        return loop.time() - begun
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        took = asyncio.run(wait(f"http://127.0.0.1:{server.server_address[1]}/metrics"))
+        server.shutdown()
+    return took, script
+
+
+def test_one_slow_answer_does_not_end_the_wait_for_requests_in_flight() -> None:
+    _, rest = let_finish([(0, 5), (0, 5), (2.5, 5), (0, 5), (0, 5), (0, 0)], left=30)
+    assert rest == []
+
+
+def test_an_engine_that_never_tells_its_requests_is_not_waited_for() -> None:
+    took, _ = let_finish([(9, 0)] * 9, left=30)
+    assert took < 15
+
+
+def test_the_wait_for_requests_ends_with_the_time_that_is_left() -> None:
+    took, _ = let_finish([(0, 5), *[(9, 5)] * 9], left=1)
+    assert took < 4
+
+
 # ------------------------------------------------------------------ output
+
+
+def test_a_finished_job_waits_for_a_reader_that_is_slow_to_take_its_output() -> None:
+    script = f"{shlex.join(LWSRUN)} start --size=1 -- seq 1 100000 | {{ sleep 9; wc -l; }}"
+    assert subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=40).stdout.strip() == "100000"
+
+
+def test_output_that_nobody_takes_is_said_to_be_dropped_when_the_pod_has_to_end(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "stdout")
+    held = os.open(tmp_path / "stdout", os.O_RDWR)  # open, but never read: it fills up
+    engine = [sys.executable, "-c", "print('x' * 900000)"]
+    argv = [*LWSRUN, "start", "--size=1", "--", *engine]
+    with subprocess.Popen(argv, stdout=held, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert any("running:" in line for line in process.stderr)
+            time.sleep(1)  # the job ends; its output waits
+            assert process.poll() is None
+            process.send_signal(signal.SIGTERM)
+            assert "not taken by its reader in time: dropped" in process.stderr.read()
+            assert process.wait(20) == 0
+        finally:
+            process.kill()
+            os.close(held)
+
+
+BOTH = """
+import os, threading
+def write(fd, letter):
+    for _ in range(20000):
+        os.write(fd, letter * 99 + b"\\n")
+threads = [threading.Thread(target=write, args=pair) for pair in ((1, b"o"), (2, b"e"))]
+[thread.start() for thread in threads], [thread.join() for thread in threads]
+"""
+
+
+def test_where_stdout_and_stderr_are_one_no_line_is_torn() -> None:
+    argv = [*LWSRUN, "start", "--size=1", "--", sys.executable, "-c", BOTH]
+    done = subprocess.run(argv, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=60)
+    lines = [line for line in done.stdout.splitlines() if "lwsrun" not in line]
+    assert sorted(set(lines)) == ["e" * 99, "o" * 99]
+    assert len(lines) == 40000
+
 
 FLOOD = """
 import hashlib, os, sys

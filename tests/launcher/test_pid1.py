@@ -141,6 +141,18 @@ def test_a_signal_before_the_engine_is_there_reaches_it_once_it_handles_it(pid_1
     kept_signal(pid_1)
 
 
+def test_signals_that_are_kept_do_not_wait_for_each_other() -> None:
+    # USR1 is never handled; USR2 is, but was sent later.
+    engine = "trap 'echo usr2' USR2; echo up; while :; do sleep 0.05; done"
+    with launched("--", "bash", "-c", engine, pid_1=True, ready=False) as pod:
+        wait_until(lambda: mask_of(pod.pid, "SigBlk") >= BLOCKED)
+        pod.send(signal.SIGUSR1)
+        time.sleep(0.02)
+        pod.send(signal.SIGUSR2)
+        assert pod.line() == "up"
+        assert pod.line() == "usr2"
+
+
 @everywhere
 def test_the_second_sigterm_shortens_the_grace_and_the_third_kills(pid_1: bool) -> None:
     for more in (1, 2):

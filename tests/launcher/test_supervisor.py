@@ -52,6 +52,19 @@ def test_without_any_standard_stream_the_exit_code_is_still_the_engines() -> Non
     assert subprocess.run(["bash", "-c", script], timeout=30).returncode == 3
 
 
+@pytest.mark.parametrize("exec_", [[], ["--exec"]], ids=["supervised", "exec"])
+def test_a_standard_stream_that_was_closed_is_the_engines_dev_null(exec_: list[str]) -> None:
+    command = shlex.join([*LWSRUN, "start", "--size=1", *exec_, "--", "readlink", "/proc/self/fd/0"])
+    done = subprocess.run(["bash", "-c", f"{command} <&-"], capture_output=True, text=True, timeout=30)
+    assert done.stdout == "/dev/null\n"
+
+
+def test_a_variable_without_a_name_is_left_out() -> None:
+    done = subprocess.run(["env", "=x=y", *LWSRUN, "start", "--size=1", "--", "echo", "hi"], capture_output=True,
+                          text=True, timeout=30)  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "hi\n")
+
+
 def test_a_slow_reader_gets_the_last_output_whole() -> None:
     engine = f"{shlex.quote(sys.executable)} -c 'print(\"x\" * 150000)'"
     script = f"{shlex.join(LWSRUN)} start --size=1 -- {engine} | {{ sleep 3; wc -c; }}"

@@ -151,12 +151,26 @@ def asking_alone() -> None:
     Supervisor._ask = lambda self, child, alone: ask(self, child, False)  # type: ignore[method-assign]
 
 
+def restarting() -> None:
+    """The leader grants no restart."""
+    from launcher.restarts import Restarts
+
+    Restarts.left = False  # type: ignore[assignment]
+
+
+def clean_shared_memory() -> None:
+    """What the engine leaves in /dev/shm stays."""
+    from launcher import lifecycle
+
+    lifecycle.remove_new = lambda _: []
+
+
 def waiting_for_requests() -> None:
     """An engine is asked to stop whatever it still answers."""
     from launcher import in_flight
 
-    async def unknown(_: object) -> in_flight.Requests:
-        return in_flight.Requests(None, None)
+    async def unknown(_: object) -> None:
+        return None
 
     in_flight.look = unknown
 
@@ -197,6 +211,85 @@ def gather_timeout() -> None:
         return await live(replace(settings, gather_timeout=None))
 
     lifecycle.live = patient
+
+
+def token() -> None:
+    """The token is read and not used."""
+    from dataclasses import replace
+
+    from launcher import lifecycle
+
+    live = lifecycle.live
+
+    async def open_to_all(settings: lifecycle.Settings) -> int:
+        return await live(replace(settings, token=None))
+
+    lifecycle.live = open_to_all
+
+
+def certificates() -> None:
+    """TLS encrypts, but nobody has to prove anything."""
+    import ssl
+
+    from launcher.channel import tls
+
+    make = tls._context
+
+    def trusting(role: int, *keys: bytes) -> ssl.SSLContext:
+        context = make(role, *keys)
+        context.verify_mode = ssl.CERT_NONE
+        return context
+
+    tls._context = trusting
+
+
+def stranger_limits() -> None:
+    """Whoever connects may stay, and send, as long and as much as he likes."""
+    from launcher.channel import port
+
+    for_ever = 86400.0
+    none = port.Limits(10**6, 10**6, for_ever, for_ever, 10**9, 10**9)
+    port.limits_for = lambda _: none
+
+
+def mismatch_timeout() -> None:
+    """A worker that is configured differently asks for ever."""
+    from launcher.channel.member import MemberSide
+
+    MemberSide._count_mismatch = lambda *_: None  # type: ignore[method-assign]
+
+
+def comparing() -> None:
+    """The leader compares nothing."""
+    from launcher.channel import agreement
+
+    agreement.differences = lambda *_: []
+
+
+def resolving_anew() -> None:
+    """The leader's name is resolved once."""
+    from launcher import resolver
+
+    resolve, known = resolver.resolve, {}
+
+    async def remember(host: str, port: int) -> list[str]:
+        if host not in known:
+            known[host] = await resolve(host, port)
+        return known[host]
+
+    resolver.resolve = remember
+
+
+def every_address() -> None:
+    """Only the first address of the leader's name is tried."""
+    from launcher import resolver
+
+    resolve = resolver.resolve
+
+    async def first(host: str, port: int) -> list[str]:
+        return (await resolve(host, port))[:1]
+
+    resolver.resolve = first
 
 
 if os.environ.get("LWSRUN_TEST_SABOTAGE") and sys.orig_argv[1:4] == ["-m", "launcher", "start"]:

@@ -1,0 +1,118 @@
+"""`--max-restarts`: the engines of the whole group start anew in the same pods; nothing of an old epoch stays."""
+
+from __future__ import annotations
+
+import re
+import signal
+import subprocess
+
+import pytest
+from conftest import Simulate, Simulation, launched
+from hypothesis import given
+from hypothesis import strategies as st
+
+from launcher.restarts import LONGEST, Restarts
+
+SERVER = "--kind=server"
+SERVE = ["sh", "-c", "echo up {index}; touch /dev/shm/engine-$$; ls /dev/shm | wc -l; exec sleep 600"]
+
+
+# ------------------------------------------------------------------ what is granted
+
+
+def test_no_restart_is_granted_unless_asked_for() -> None:
+    assert not Restarts().left
+
+
+def test_a_restart_is_granted_as_often_as_was_said_with_a_growing_pause() -> None:
+    granted, pauses = Restarts(limit=8), []
+    while granted.left:
+        granted, pause = granted.one_more(jitter=lambda: 0.5)
+        pauses.append(pause)
+    assert pauses == [1, 2, 4, 8, 16, 32, 60, 60]
+
+
+def test_serving_long_enough_makes_earlier_restarts_forgotten() -> None:
+    used = Restarts(limit=2, reset=600, used=2)
+    assert not used.after(599).left
+    assert used.after(600) == Restarts(limit=2, reset=600, used=0)
+
+
+@given(used=st.integers(0, 99), jitter=st.floats(0, 1))
+def test_the_pause_stays_within_half_and_one_and_a_half_of_its_step(used: int, jitter: float) -> None:
+    step = min(2.0**used, LONGEST)
+    _, pause = Restarts(limit=100, used=used).one_more(jitter=lambda: jitter)
+    assert step / 2 <= pause <= step * 1.5
+
+
+# ------------------------------------------------------------------ a group
+
+
+def runs(done: Simulation) -> list[str]:
+    return re.findall(r"waiting for 2 workers on port \d+ \(run (\w+)\)", done.log(0))
+
+
+def restart(simulate: Simulate, sabotage: str = "") -> None:
+    done = simulate(
+        "--size=3", SERVER, "--max-restarts=1", "--fault=kill-engine:1@serving", "--fault=kill-engine:2@6s",
+        command=SERVE, limit=30, sabotage=sabotage,
+    )  # fmt: skip
+    assert done.codes() == [75, 75, 137], "only the failure after the last restart ends the pods"
+    first, second = runs(done)
+    assert first != second
+    for index in range(3):
+        said = done.said(index)
+        assert said == [f"up {index}", "1", f"up {index}", "1"], "the engine runs again, and finds a clean /dev/shm"
+        assert "restart in place in" in done.log(index)
+        assert "because worker 1: the engine exited 137 (SIGKILL)" in done.log(index)
+        assert "stopped because worker 2: the engine exited 137 (SIGKILL)" in done.log(index).splitlines()[-1]
+        assert done.log(index).count("lwsrun start") == 0
+    assert "restart 1 of 1 in place" in done.log(0)
+    assert done.result["group"]["epoch"] == 2
+
+
+def test_after_an_engines_death_the_whole_group_runs_again_in_the_same_pods(simulate: Simulate) -> None:
+    restart(simulate)
+
+
+@pytest.mark.parametrize("off", ["restarting", "clean_shared_memory"])
+def test_without_its_mechanism_the_restart_test_fails(off: str, simulate: Simulate) -> None:
+    with pytest.raises((AssertionError, ValueError)):
+        restart(simulate, sabotage=off)
+
+
+def test_two_failures_at_once_cost_one_restart(simulate: Simulate) -> None:
+    done = simulate(
+        "--size=3", SERVER, "--max-restarts=3", "--fault=kill-engine:1@serving", "--fault=kill-engine:2@serving",
+        "--fault=term:0@7s", command=SERVE, limit=30,
+    )  # fmt: skip
+    assert done.codes() == [0, 0, 0]
+    assert done.result["group"]["restarts"] == 1
+    assert len(runs(done)) == 2
+
+
+def test_a_configuration_that_cannot_work_is_not_tried_again(simulate: Simulate) -> None:
+    done = simulate(
+        "--size=2", "--max-restarts=5", "--failure-hold=1s", "--worker-command=/does/not/exist",
+        "--fault=kill:0@start+5s", command=["sleep", "600"], limit=30,
+    )  # fmt: skip
+    assert done.codes() == [137, 78]
+    assert "restart" not in done.log(1)
+
+
+def test_a_group_of_one_is_restarted_too(simulate: Simulate) -> None:
+    command = ["sh", "-c", "echo up; sleep 0.5; exit 9"]
+    done = simulate("--size=1", SERVER, "--max-restarts=2", command=command, limit=30)
+    assert done.codes() == [9]
+    assert done.said(0) == ["up", "up", "up"]
+    assert "after 2 restarts in place" in done.log(0).splitlines()[-1]
+
+
+def test_a_sigterm_while_a_restart_is_awaited_ends_the_pod_with_zero() -> None:
+    engine = ["sh", "-c", "exit 3"]
+    with launched(SERVER, "--max-restarts=9", "--", *engine, pid_1=True, ready=False, stderr=subprocess.STDOUT) as pod:
+        for _ in range(3):  # the pauses grow
+            while "restart in place in" not in pod.line():
+                pass
+        pod.send(signal.SIGTERM)
+        assert pod.wait() == 0
