@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,14 +27,13 @@ from backends.ray import TOKEN
 from launcher import exits, facts
 from launcher import log as logs
 from launcher.channel.events import Event, HelperLost, ProcessEnded, SignalCaught, StoryEnded
-from launcher.channel.messages import Done, NodeFacts, Phase, Stop
+from launcher.channel.messages import Done, Phase, Stop
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
+from launcher.formation import all_here, gather, join, open_port, take_port
 from launcher.gates import pass_gate
-from launcher.judge import GatherTimeout, judge
+from launcher.judge import judge
 from launcher.log import log
-from launcher.nodes import as_node, digest, facts_of, node_facts, unlike
-from launcher.ports import listen
 from launcher.report import Ending, cannot_start, last_line, write_termination_message
 from launcher.restarts import Restarts
 from launcher.settings import Settings
@@ -55,6 +53,10 @@ async def live(settings: Settings) -> int:
     """One pod, from its first moment to its exit code; with --max-restarts through several epochs of its group."""
     logs.set_up("starting", settings.log_format)
     pod = Pod(settings, Supervisor(lambda caught: pod.emit(SignalCaught(caught)), settings.report_bytes))
+    for cut in settings.budget.cuts:
+        log.warning("%s", cut)
+    if not pod.supervisor.reaps_orphans:
+        log.warning("neither PID 1 nor a sub-reaper (the kernel refuses): orphans of the engine are not seen here")
     while (ending := await live_through(pod)).restart is not None and not pod.signals:
         log.warning("restart in place in %.1f s, because %s", ending.restart, pod.cause_of(ending))
         pod = pod.next_epoch(ending.restart)
@@ -125,19 +127,19 @@ class Pod:
         await self.look_around(group)
         if group.size == 1:
             self.plan_for(group, (self.the_node,))
-            self.listen()
+            take_port(self)
             await self.start_services(Stage.ADMITTED)
             await self.serve()
             # Last: the HTTP library takes longer to load than everything before.
-            await self.open_port(group)
+            await open_port(self, group)
         elif group.is_leader:
             self.run = secrets.token_hex(4)
             self.secrets[TOKEN] = secrets.token_hex(32)
             # The head of a Ray cluster needs nobody else: it starts while the group gathers.
             self.plan_for(group, (self.the_node,) * group.size)
-            self.listen()
-            await self.open_port(group)
-            _, nodes = await both(self.start_services(Stage.ADMITTED), self.gather(group))
+            take_port(self)
+            await open_port(self, group)
+            _, nodes = await both(self.start_services(Stage.ADMITTED), gather(self, group))
             self.plan_for(group, nodes)
             await self.serve()
         else:
@@ -146,16 +148,18 @@ class Pod:
                 # none: our GPUs may be the ones that differ, and then the leader says so.
                 with contextlib.suppress(LayoutError):
                     self.plan_for(group, (self.the_node,) * group.size)
-            self.listen()
-            await self.open_port(group)
-            group, leader = await self.join(group)
+            take_port(self)
+            await open_port(self, group)
+            group, leader = await join(self, group)
             self.plan_for(group, (leader, *(self.the_node,) * (group.size - 1)))
-            _, nodes = await both(self.start_services(Stage.ADMITTED), self.all_here(group))
+            _, nodes = await both(self.start_services(Stage.ADMITTED), all_here(self, group))
             self.plan_for(group, nodes)
             await self.serve()
 
     async def wait_for_restart(self) -> None:
         self.enter("restarting")
+        with contextlib.suppress(OSError):
+            os.chdir(self.supervisor.directory)
         removed = remove_new(self.shared_memory)
         if removed:
             log.info("removed from /dev/shm, where the engine had left them: %s", ", ".join(removed))
@@ -164,10 +168,6 @@ class Pod:
 
     def identify(self) -> Group:
         given = self.settings
-        for cut in given.budget.cuts:
-            log.warning("%s", cut)
-        if not self.supervisor.reaps_orphans:
-            log.warning("neither PID 1 nor a sub-reaper (the kernel refuses): orphans of the engine are not seen here")
         self.group = group = parse_group(
             given.environ,
             leader_address=given.leader_address,
@@ -209,137 +209,6 @@ class Pod:
                 log.info("%s", decision)
             for note in self.plan.notes:
                 log.warning("%s", note)
-
-    def listen(self) -> None:
-        """Take the port; a pod that will leave the channel before it has any peers needs none."""
-        alone = self.group is not None and self.group.size == 1
-        if self.epoch == 1 and not (self.settings.exec and alone):
-            self.sockets = listen(self.settings.listen, self.settings.port)
-
-    async def open_port(self, group: Group) -> None:
-        """Answer probes, and on the leader workers."""
-        # In a thread: the loop goes on meanwhile.
-        await asyncio.to_thread(import_module, "launcher.watchers")
-        if self.settings.token is not None and group.size > 1 and self.tls is None:
-            await asyncio.to_thread(import_module, "launcher.channel.tls")
-            from launcher.channel.tls import make_tls
-
-            self.tls = make_tls(self.settings.token, group.id)
-        from launcher.watchers import Watchers
-
-        if group.is_leader and group.size > 1:
-            from launcher.channel.leader import LeaderSide
-
-            self.leader = LeaderSide(
-                group,
-                node_facts(self.the_node),
-                run=self.run,
-                command=self.argv,
-                digest=digest(self.argv),
-                facts=facts_of(self.the_node, self.argv, self.settings.options, self.settings.environ),
-                mismatches_warn=self.settings.mismatch == "warn",
-                leader_excluded=self.settings.options.leader_excluded,
-                secrets=self.secrets,
-                peer_timeout=self.settings.options.peer_timeout,
-                detaches=self.settings.exec,
-                emit=self.emit,
-            )
-        if self.watchers is None:
-            self.watchers = Watchers(self)
-            tls = self.tls.server if self.tls and self.leader else None
-            await self.watchers.open(self.sockets, group.size - 1, tls)
-        self.watchers.pod = self
-
-    async def gather(self, group: Group) -> tuple[Node, ...]:
-        """The leader waits for everybody; their nodes, by index."""
-        assert self.leader is not None
-        self.enter("gathering")
-        log.info("waiting for %d workers on port %d (run %s)", group.size - 1, self.settings.port, self.run)
-        complete = asyncio.create_task(self.leader.wait_complete())
-        try:
-            while not complete.done():
-                await asyncio.wait([complete], timeout=self.until_report())
-                if not complete.done():
-                    waited, missing = self.age(), self.leader.why_missing()
-                    limit = self.settings.gather_timeout
-                    if limit is not None and waited >= limit:
-                        raise GatherTimeout(f"not here after {waited:.0f} s (--gather-timeout): {missing}")
-                    log.info("waiting %.0f s for %s", waited, missing)
-        finally:
-            complete.cancel()
-        others = complete.result()
-        self.enter("formed")
-        log.info("group formed: %d of %d after %.2f s", group.size, group.size, self.age())
-        return tuple(as_node(known, self.the_node) for known in others)
-
-    def until_report(self) -> float:
-        limit = self.settings.gather_timeout
-        left = float("inf") if limit is None else max(limit - self.age(), 0)
-        return min(self.settings.report_every, left)
-
-    async def join(self, group: Group) -> tuple[Group, Node]:
-        """A worker finds its leader and is let in; the group as the leader has it, and the leader's node.
-
-        Raises GatherTimeout or Mismatched.
-        """
-        from launcher.channel.member import MemberSide
-
-        self.enter("gathering")
-        self.member = member = MemberSide(
-            group,
-            port=self.settings.port,
-            digest=digest(self.argv) if self.argv else None,
-            command=self.argv,
-            facts=facts_of(self.the_node, self.argv, self.settings.options, self.settings.environ),
-            mismatch_timeout=self.settings.mismatch_timeout,
-            incarnation=secrets.token_hex(8),
-            node=self.facts_at,
-            peer_timeout=self.settings.options.peer_timeout,
-            report_every=self.settings.report_every,
-            detaches=self.settings.exec,
-            left=self.left,
-            tls=self.tls.client if self.tls else None,
-            emit=self.emit,
-        )
-        log.info("looking for the leader at %s port %d", group.leader_address, self.settings.port)
-        try:
-            async with asyncio.timeout(self.settings.gather_timeout):
-                welcome = await member.join()
-        except TimeoutError:
-            raise GatherTimeout(
-                f"no leader after {self.age():.0f} s (--gather-timeout): {member.why_waiting}"
-            ) from None
-        self.run, self.secrets = welcome.run, dict(welcome.secrets)
-        log.info("joined the leader at %s (run %s) after %.2f s", member.leader_ip, self.run, self.age())
-        self.background(member.listen())
-        self.group = group = member.group
-        if not self.argv:
-            self.argv = tuple(welcome.command)
-            log.info("the command comes from the leader: %s", shlex.join(self.argv))
-            address = self.the_node.ip
-            await self.look_around(group)
-            self.node = replace(self.the_node, ip=address)
-            faults = unlike(self.the_node, welcome.leader)
-            if faults and self.settings.mismatch == "refuse":
-                raise ConfigError(*faults)
-            for fault in faults:
-                log.warning("%s", fault.found)
-        return group, as_node(welcome.leader, self.the_node)
-
-    def facts_at(self, route: str) -> NodeFacts:
-        """Our node as the leader should know it: without --pod-ip, our address is the one that routes to the leader."""
-        if self.settings.pod_ip is None and route:
-            self.node = replace(self.the_node, ip=route.removeprefix("::ffff:"))
-        return node_facts(self.the_node)
-
-    async def all_here(self, group: Group) -> tuple[Node, ...]:
-        """A worker waits until the leader says that all are here; their nodes, by index."""
-        assert self.member is not None
-        nodes = await self.member.formed
-        self.enter("formed")
-        log.info("group formed: %d of %d after %.2f s", group.size, group.size, self.age())
-        others = (as_node(known, self.the_node) for known in nodes)
-        return tuple(self.the_node if index == group.index else node for index, node in enumerate(others))
 
     async def serve(self) -> None:
         """Everything after the group has formed: files, services, gates, the main process."""

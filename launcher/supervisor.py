@@ -113,7 +113,7 @@ class Supervisor:
         self._children: dict[int, Child] = {}
         self._on_signal = on_signal
         self._keep = keep
-        self._directory = os.getcwd()
+        self.directory = os.getcwd()
         signals = signal.valid_signals()
         signal.pthread_sigmask(signal.SIG_BLOCK, signals)
         self._signalfd = kernel.signalfd(signals)
@@ -158,7 +158,7 @@ class Supervisor:
             # Where our two streams are one, the engine's are too: two pipes would lose the order between them.
             stderr = 2 if bare else stdout if merge or STDERR is STDOUT else outlet()
             try:
-                pid = spawn(path, argv, environ, (stdin, stdout, stderr), self._directory)
+                pid = spawn(path, argv, environ, (stdin, stdout, stderr), self.directory)
             except OSError as error:
                 for reader in readers:
                     os.close(reader)
@@ -198,7 +198,7 @@ class Supervisor:
 
     def locate(self, program: str, environ: Mapping[str, str]) -> str:
         """The program's path as spawn would find it. Raises CannotStart."""
-        return locate(program, environ, self._directory)
+        return locate(program, environ, self.directory)
 
     async def run(self, name: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bytes]:
         """Run a short helper to its end; its exit code and stdout. Killed when the caller is cancelled."""

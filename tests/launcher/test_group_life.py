@@ -193,7 +193,7 @@ def test_a_worker_whose_template_has_no_command_gets_the_leaders(simulate: Simul
 
 
 def test_a_worker_waits_for_a_leader_that_comes_late(simulate: Simulate) -> None:
-    done = simulate("--size=2", "--report-every=1s", "--fault=late:0@start+3s", command=["true"])
+    done = simulate("--size=2", "--report-every=1s", "--fault=late:0@start+6s", command=["true"])
     assert done.codes() == [0, 0]
     assert "NXDOMAIN" in done.log(1)
 

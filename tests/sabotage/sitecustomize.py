@@ -66,9 +66,9 @@ def silence() -> None:
 
 def command_digest() -> None:
     """Commands are not compared."""
-    from launcher import lifecycle
+    from launcher import formation
 
-    lifecycle.digest = lambda _: "same"
+    formation.digest = lambda _: "same"
 
 
 def sweep() -> None:
