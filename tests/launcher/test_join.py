@@ -278,7 +278,7 @@ def test_a_draining_leader_refuses_and_the_worker_gets_the_next(pods: Pods) -> N
     )
     leader = pods.start(0, *server)
     pods.start(1, *server)
-    leader.says("running: ")
+    leader.says("\nup\n")  # it heeds no SIGTERM by now
     leader.process.send_signal(signal.SIGTERM)
     leader.says("asking the engine to end")
     late = pods.start(1, "--listen=127.0.0.9", "--pod-ip=127.0.0.9", *server)
