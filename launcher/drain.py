@@ -31,7 +31,6 @@ MAIN = "main"
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 SERVICE_GRACE = 1.0  # Ray's own shutdown takes seconds and keeps nothing that anybody needs
 FAILURE_GRACE = 5.0  # after a failure nothing can be served any more; long enough to release a GPU
-HEAR_OUT = 1.0  # how long a failed worker listens for the cause that the leader made the group's
 LAST_OUTPUT = 2.0  # seconds beyond the drain budget for a reader that is slow to take the engine's last output
 LOOK_EVERY = 0.2  # seconds
 MISSES = 3  # looks without an answer
@@ -64,9 +63,11 @@ class Drain:
             else:
                 await self.drain_delay(ending, served)
                 await self.stop_main(keep_reserve=ending.asked)
-            ending = self.groups_own(ending)
             await asyncio.gather(self.stop_main(), *map(self.stop_service, self.pod.children))
             survivors = await self.pod.supervisor.sweep()
+            if self.pod.member is not None and self.pod.member.wire is not None and self.own(ending):
+                await self.hear_out()
+            ending = self.groups_own(ending)
             if survivors:
                 log.error("still alive after SIGKILL: %s", ", ".join(survivors))
                 if ending.restart is not None:
@@ -120,12 +121,28 @@ class Drain:
         stop = self.pod.stop
         if stop is None or not ending.failed:
             return ending
-        return replace(ending, cause=stop.cause or ending.cause, restart=stop.restart)
+        if stop.cause is None:  # the group was asked to stop, and this engine broke off when another one ended
+            return Ending(stop.reason, exits.OK, asked=True)
+        return replace(ending, cause=stop.cause, restart=None if ending.final else stop.restart)
+
+    def own(self, ending: Ending) -> bool:
+        """Whether it was this pod that failed."""
+        group = self.pod.group
+        return ending.cause is not None and group is not None and ending.cause.index == group.index
+
+    async def hear_out(self) -> None:
+        """Wait for what the leader made of our failure: its launcher may be slow, or still drain its engine.
+
+        Its death ends the wait, and so does one more SIGTERM.
+        """
+        loop, asked = asyncio.get_running_loop(), self.pod.signals
+        until = loop.time() + self.pod.settings.options.peer_timeout + self.budget.total
+        while not self.pod.told.done() and self.pod.signals == asked and loop.time() < until:
+            await asyncio.wait([self.pod.told], timeout=0.2)
 
     async def on_member(self, member: MemberSide, ending: Ending) -> None:
-        if ending.cause is not None and self.pod.group and ending.cause.index == self.pod.group.index:
+        if ending.cause is not None and self.own(ending):
             await member.tell(Failed(ending.cause))
-            await self.pause(self.pod.told, HEAR_OUT)
         elif ending.asked and member.formed.done() and not self.pod.told.done():
             await member.tell(Leaving(ending.reason))
             await self.pause(self.pod.told, self.budget.total)

@@ -70,12 +70,13 @@ async def gather(pod: Pod, group: Group) -> tuple[Node, ...]:
     assert pod.leader is not None
     pod.enter("gathering")
     log.info("waiting for %d workers on port %d (run %s)", group.size - 1, pod.settings.port, pod.run)
+    begun = pod.age()
     complete = asyncio.create_task(pod.leader.wait_complete())
     try:
         while not complete.done():
-            await asyncio.wait([complete], timeout=_until_report(pod))
+            await asyncio.wait([complete], timeout=_until_report(pod, begun))
             if not complete.done():
-                waited, missing = pod.age(), pod.leader.why_missing()
+                waited, missing = pod.age() - begun, pod.leader.why_missing()
                 limit = pod.settings.gather_timeout
                 if limit is not None and waited >= limit:
                     raise GatherTimeout(f"not here after {waited:.0f} s (--gather-timeout): {missing}")
@@ -88,9 +89,9 @@ async def gather(pod: Pod, group: Group) -> tuple[Node, ...]:
     return tuple(as_node(known, pod.the_node) for known in others)
 
 
-def _until_report(pod: Pod) -> float:
+def _until_report(pod: Pod, begun: float) -> float:
     limit = pod.settings.gather_timeout
-    left = float("inf") if limit is None else max(limit - pod.age(), 0)
+    left = float("inf") if limit is None else max(begun + limit - pod.age(), 0)
     return min(pod.settings.report_every, left)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from backends.errors import ConfigError, Fault
 from backends.group import Group, parse_group
 from backends.layout import LayoutError
-from backends.plan import Node, Plan, Request, Service, Stage
+from backends.plan import Main, Node, Plan, Request, Service, Stage
 from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts
@@ -31,7 +31,7 @@ from launcher.channel.messages import Done, Phase, Stop
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
 from launcher.formation import all_here, gather, join, open_port, take_port
-from launcher.gates import pass_gate
+from launcher.gates import pass_gate, refuses
 from launcher.judge import judge
 from launcher.log import log
 from launcher.report import Ending, cannot_start, last_line, write_termination_message
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from launcher.channel.tls import Tls
     from launcher.watchers import Watchers
 
+LOOK_EVERY = 2.0  # seconds
 WORDS = 0.05  # seconds for the last output of a process that has ended
 
 
@@ -60,7 +61,7 @@ async def live(settings: Settings) -> int:
     while (ending := await live_through(pod)).restart is not None and not pod.signals:
         log.warning("restart in place in %.1f s, because %s", ending.restart, pod.cause_of(ending))
         pod = pod.next_epoch(ending.restart)
-    line = last_line(pod.group, ending, pod.restarts.used)
+    line = last_line(pod.group, ending)
     if ending.exit_code:
         write_termination_message(settings.termination_log, line, ending.cause)
     (log.error if ending.exit_code else log.info)("%s", line)
@@ -114,6 +115,7 @@ class Pod:
         self.signals = 0  # how often we were asked to stop
         self.asked: Ending | None = None  # the ending that the first time is
         self.kept_signals: list[int] = []  # for an engine that is not there yet
+        self.served_since: float | None = None  # when the engine began to, where that can be seen
         self.stop: Stop | None = None  # what the leader made of the group's first failure
         self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
 
@@ -164,6 +166,7 @@ class Pod:
         if removed:
             log.info("removed from /dev/shm, where the engine had left them: %s", ", ".join(removed))
         await asyncio.sleep(self.pause)
+        self.born = time.monotonic()
         log.info("epoch %d begins", self.epoch)
 
     def identify(self) -> Group:
@@ -232,9 +235,16 @@ class Pod:
             log.info("running: %s", shlex.join(plan.main.argv))
             engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
+            self.background(self.note_service(plan.main))
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
         self.enter("serving")
+
+    async def note_service(self, main: Main) -> None:
+        """Loading a model is no service yet: restarts are forgotten only after the engine has answered for a while."""
+        while main.serves is not None and await refuses(main.serves) is not None:
+            await asyncio.sleep(LOOK_EVERY)
+        self.served_since = time.monotonic()
 
     @property
     def the_plan(self) -> Plan:
@@ -304,8 +314,7 @@ class Pod:
         leads = self.group is not None and self.group.is_leader
         if not ending.failed or ending.final or not leads or self.signals or self.settings.exec:
             return ending
-        served = self.age() - self.phases["serving"] if "serving" in self.phases else 0.0
-        self.restarts = self.restarts.after(served)
+        self.restarts = self.restarts.after(time.monotonic() - self.served_since if self.served_since else 0.0)
         if not self.restarts.left:
             return ending
         self.restarts, wait = self.restarts.one_more()

@@ -37,11 +37,9 @@ class Ending:
         return self.cause is not None
 
 
-def last_line(group: Group | None, ending: Ending, restarts: int = 0) -> str:
+def last_line(group: Group | None, ending: Ending) -> str:
     """What the pod says last; after a failure it is the same sentence in every pod."""
     sentence = f"stopped because {ending.cause.sentence()}" if ending.cause else f"stopped: {ending.reason}"
-    if restarts:
-        sentence += f"; after {restarts} restarts in place"
     who = "" if group is None else f"; {member_name(group.index)} exits {ending.exit_code}"
     return sentence + who
 

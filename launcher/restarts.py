@@ -20,8 +20,8 @@ class Restarts:
     used: int = 0
 
     def after(self, served: float) -> Restarts:
-        """What is granted when an epoch has failed that had served for so many seconds."""
-        return replace(self, used=0) if served >= self.reset else self
+        """What is granted when an epoch has failed that had served for so many seconds, 0 if it never did."""
+        return replace(self, used=0) if served > 0 and served >= self.reset else self
 
     @property
     def left(self) -> bool:

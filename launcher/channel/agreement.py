@@ -128,6 +128,11 @@ def _text(fact: Fact, theirs: str | None, ours: str | None, whose: str) -> str:
     return f"its {fact.name} is {_short(theirs)}, {whose}'s is {_short(ours)}"
 
 
+def printable(text: str) -> str:
+    """Text from outside as one line that no terminal obeys."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))
+
+
 def _short(value: str | None) -> str:
-    text = " ".join((value or "none").split())
+    text = printable(value or "none")
     return text if len(text) <= SHOWN else text[:SHOWN] + "…"

@@ -172,7 +172,8 @@ class LeaderSide:
             return None
         log.info(
             "worker %d joined from %s (%s, %d GPUs); %d of %d here",
-            join.index, join.node.ip, join.node.hostname, join.node.gpus, len(self.seats) + 1, self.group.size,
+            join.index, agreement.printable(join.node.ip), agreement.printable(join.node.hostname), join.node.gpus,
+            len(self.seats) + 1, self.group.size,
         )  # fmt: skip
         if let_in:
             texts = "; ".join(each.text for each in let_in)

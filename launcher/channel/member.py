@@ -23,6 +23,7 @@ from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
 CONNECT_TIMEOUT = 5.0
+HANG_UPS = 3  # in a row, before a leader is taken for one that does not speak TLS
 SOON = tenacity.wait_random_exponential(multiplier=0.1, max=1.0)
 LATER = (5.0, 7.5)  # seconds, at random between: nobody but a person mends a wrong token
 
@@ -74,6 +75,7 @@ class MemberSide:
         self._peer_timeout = peer_timeout
         self._report_every = report_every
         self._detaches = detaches
+        self._hung_up = 0
         self._left = left
         self._tls = tls
         self._unauthorised = False
@@ -119,6 +121,7 @@ class MemberSide:
         try:
             # Asked anew each time: the name may still point at an earlier leader that is going away.
             addresses = await resolver.resolve(self.group.leader_address, self._port)
+            self.why_waiting = f"no answer yet from {', '.join(addresses)}"
             failed = []
             for address in addresses:
                 try:
@@ -163,7 +166,8 @@ class MemberSide:
                 raise NotAdmitted("the leader has a token, this pod has none (LWSRUN_TOKEN, --token-file)") from None
             raise NotAdmitted(f"it answers, but is no leader of a group (HTTP {error.status})") from None
         except (aiohttp.ClientError, OSError) as error:
-            reason = None if self._tls is None else _why_no_handshake(error)
+            self._hung_up = self._hung_up + 1 if _hung_up(error) else 0
+            reason = None if self._tls is None else _why_no_handshake(error, self._hung_up)
             self._unauthorised = self._unauthorised or reason is not None
             raise NotAdmitted(reason or _plain(error)) from None
         wire = Wire(socket, self._peer_timeout)
@@ -247,13 +251,17 @@ class MemberSide:
             await self._session.close()
 
 
-def _why_no_handshake(error: Exception) -> str | None:
-    """What ended our TLS handshake, where anything but the network did."""
+def _hung_up(error: Exception) -> bool:
+    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
+    return isinstance(cause, ConnectionResetError | BrokenPipeError)
+
+
+def _why_no_handshake(error: Exception, hung_up: int) -> str | None:
+    """What ended our TLS handshake, where anything but the network did. hung_up: so often in a row, this one too."""
     if isinstance(error, aiohttp.ClientConnectorCertificateError):
         return "wrong token: the leader has another one, or belongs to another group"
-    cause = error.os_error if isinstance(error, aiohttp.ClientConnectorError) else error
-    # The handshake is the first thing that both say: whoever hangs up in it does not speak TLS.
-    if isinstance(error, aiohttp.ClientSSLError) or isinstance(cause, ConnectionResetError | BrokenPipeError):
+    # Whoever hangs up in every handshake does not speak TLS; a leader that has just died does so once or twice.
+    if (isinstance(error, aiohttp.ClientSSLError) and not _hung_up(error)) or hung_up >= HANG_UPS:
         return "this pod has a token, but the leader does not speak TLS: it has none, or is no leader"
     return None
 

@@ -267,7 +267,7 @@ def test_a_second_pod_with_a_taken_index_waits_until_the_first_is_gone(pods: Pod
 
 
 def test_a_draining_leader_refuses_and_the_worker_gets_the_next(pods: Pods) -> None:
-    stubborn = "trap 'sleep 3; exit' TERM; echo up; while :; do sleep 0.1; done"
+    stubborn = "trap 'sleep 3; exit' TERM; echo up >&2; while :; do sleep 0.1; done"
     server = (
         "--kind=server",
         "--drain-delay=0",
@@ -386,7 +386,7 @@ def a_name_with_a_dead_address(network: Network) -> None:
     """Packets to 10.9.0.2 vanish: that attempt is bounded, and the other address gets its turn each time."""
     network.name("10.9.0.2", "127.0.0.1")
     worker, _ = network.start(leader_after=f"until grep -q 'timed out' {network.worker}; do sleep 0.1; done")
-    assert worker.wait() == 0
+    assert worker.wait(60) == 0  # its attempts at the dead address alone take 10 s
     assert re.search(
         "waiting .*: (10.9.0.2: timed out; 127.0.0.1: connection refused|127.0.0.1: .*; 10.9.0.2)", worker.log
     )

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import signal
 import subprocess
+import tempfile
+from pathlib import Path
 
 import pytest
 from conftest import Simulate, Simulation, launched
@@ -14,7 +16,7 @@ from hypothesis import strategies as st
 from launcher.restarts import LONGEST, Restarts
 
 SERVER = "--kind=server"
-SERVE = ["sh", "-c", "echo up {index}; touch /dev/shm/engine-$$; ls /dev/shm | wc -l; exec sleep 600"]
+SERVE = ["sh", "-c", "echo up {index}; touch /dev/shm/psm_$$ /dev/shm/ring; ls /dev/shm | wc -l; exec sleep 600"]
 
 
 # ------------------------------------------------------------------ what is granted
@@ -62,7 +64,8 @@ def restart(simulate: Simulate, sabotage: str = "") -> None:
     assert first != second
     for index in range(3):
         said = done.said(index)
-        assert said == [f"up {index}", "1", f"up {index}", "1"], "the engine runs again, and finds a clean /dev/shm"
+        # The engine runs again and finds what others put into /dev/shm, but nothing of its own.
+        assert said == [f"up {index}", "2", f"up {index}", "2"]
         assert "restart in place in" in done.log(index)
         assert "because worker 1: the engine exited 137 (SIGKILL)" in done.log(index)
         assert "stopped because worker 2: the engine exited 137 (SIGKILL)" in done.log(index).splitlines()[-1]
@@ -105,7 +108,7 @@ def test_a_group_of_one_is_restarted_too(simulate: Simulate) -> None:
     done = simulate("--size=1", SERVER, "--max-restarts=2", command=command, limit=30)
     assert done.codes() == [9]
     assert done.said(0) == ["up", "up", "up"]
-    assert "after 2 restarts in place" in done.log(0).splitlines()[-1]
+    assert "restart 2 of 2 in place" in done.log(0)
 
 
 def test_a_sigterm_while_a_restart_is_awaited_ends_the_pod_with_zero() -> None:
@@ -116,3 +119,36 @@ def test_a_sigterm_while_a_restart_is_awaited_ends_the_pod_with_zero() -> None:
                 pass
         pod.send(signal.SIGTERM)
         assert pod.wait() == 0
+
+
+def test_loading_is_no_service_so_that_an_engine_that_never_answers_is_not_restarted_for_ever(
+    simulate: Simulate, tmp_path: Path
+) -> None:
+    engine = tmp_path / "vllm"  # by its name a server on port 8000, which it never opens
+    engine.write_text("#!/bin/sh\necho up\nsleep 1\nexit 9\n")
+    engine.chmod(0o755)
+    done = simulate("--size=1", "--max-restarts=1", "--restart-reset=500ms", command=[str(engine), "serve", "m"])
+    assert done.codes() == [9]
+    assert done.said(0) == ["up", "up"]
+
+
+def test_a_worker_that_fails_hears_its_slow_leader_out(simulate: Simulate) -> None:
+    # The leader's launcher hangs for longer than a moment, but by far not for the peer timeout.
+    done = simulate(
+        "--size=3", SERVER, "--max-restarts=1", "--fault=freeze:0@serving+0s+4s", "--fault=kill-engine:1@serving+1s",
+        "--then=sleep 12", command=SERVE, limit=40,
+    )  # fmt: skip
+    assert done.codes() == [0, 0, 0]
+    assert len(runs(done)) == 2
+    assert done.result["group"]["epoch"] == 2
+
+
+def test_an_engine_that_breaks_off_when_the_leaders_is_asked_to_end_is_no_failure(simulate: Simulate) -> None:
+    # The leader drains for a while; the worker's engine ends in consequence before that is over.
+    leads = "trap 'touch $DIR/asked; sleep 3; exit 0' TERM; while :; do sleep 0.1; done"
+    follows = "while [ ! -e $DIR/asked ]; do sleep 0.1; done; exit 1"
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as directory:
+        command = ["sh", "-c", f"DIR={directory}; [ {{index}} = 0 ] && {{ {leads}; }}; {follows}"]
+        done = simulate("--size=2", SERVER, "--fault=term:0@serving+1s", command=command, limit=40)
+    assert done.codes() == [0, 0]
+    assert "stopped: SIGTERM from outside the pod" in done.log(1).splitlines()[-1]
