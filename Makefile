@@ -58,7 +58,7 @@ lint: $(VENV)/.ready
 	@$(BIN)/mypy
 
 test: lint
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine" -n 2
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine" -n 3
 
 TESTS ?= tests/engines
 test-engines: $(VENV)/.ready $(VLLM)/.ready
