@@ -66,11 +66,12 @@ def test_of_two_failures_within_a_second_the_first_is_everybodys_cause(simulate:
 
 def test_a_worker_that_dies_while_the_group_gathers_only_frees_its_place(simulate: Simulate) -> None:
     done = simulate(
-        "--size=3", SERVER, "--restart-policy=None", "--fault=late:2@5s", "--fault=kill:1@2s", "--report-every=1s",
-        "--then=true", command=SERVE, limit=40,
+        "--size=3", SERVER, "--restart-policy=None", "--fault=late:2@8s", "--fault=kill:1@4s", "--then=true",
+        command=SERVE, limit=40,
     )  # fmt: skip
     assert done.code == 0
-    assert "worker 1 (was here and left" in done.log(0)
+    assert "worker 1 at 10.244.0.11 lost: the connection was closed" in done.log(0)
+    assert done.log(0).count("worker 1 joined from") == 2
     assert "group formed: 3 of 3" in done.log(0)
     assert {pod["index"]: pod["exit_code"] for pod in done.pods()} == {0: 0, 1: 0, 2: 0}
 
