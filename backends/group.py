@@ -6,7 +6,7 @@ The three variables and their form: https://lws.sigs.k8s.io/docs/reference/label
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from backends.errors import ConfigError, Fault
@@ -63,6 +63,11 @@ class Group:
 def member_name(index: int) -> str:
     """How a member is called in every message: "the leader" or "worker 3"."""
     return "the leader" if index == 0 else f"worker {index}"
+
+
+def member_names(indexes: Iterable[int]) -> str:
+    """Several members in one line: "worker 1, worker 3"."""
+    return ", ".join(map(member_name, indexes))
 
 
 def parse_group(

@@ -5,10 +5,9 @@ from __future__ import annotations
 import asyncio
 import shlex
 import signal
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, NoReturn
 
-from backends.group import member_name
+from backends.group import member_names
 from backends.plan import Main
 from launcher import kernel
 from launcher import log as logs
@@ -35,14 +34,14 @@ async def detach(pod: Pod) -> None:
     every = pod.settings.report_every
     if pod.leader is not None:
         leader = pod.leader
-        async with saying(every, lambda: f"until all are prepared: {members(leader.not_yet('prepared'))} missing"):
+        async with saying(every, lambda: f"until all are prepared: {member_names(leader.not_yet('prepared'))} missing"):
             await leader.wait_all("prepared")
         await leader.tell_all(Detach())
         try:
             async with asyncio.timeout(DETACH):
                 await leader.wait_all("detached")
         except TimeoutError:
-            late = members(leader.not_yet("detached"))
+            late = member_names(leader.not_yet("detached"))
             raise GateFailed(f"not detached within {DETACH:g} s: {late}") from None
         # From here on all will: what ends now is not taken for death.
         await leader.tell_all(Become())
@@ -62,10 +61,6 @@ async def detach(pod: Pod) -> None:
         log.info("detached: this pod's part is %s; nobody watches its peers from here on", ", ".join(pod.children))
         return
     await _become(pod, main)
-
-
-def members(indexes: Sequence[int]) -> str:
-    return ", ".join(map(member_name, indexes))
 
 
 async def _become(pod: Pod, main: Main) -> NoReturn:

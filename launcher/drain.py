@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from backends.group import member_name
+from backends.group import member_names
 from backends.plan import InFlight, Kind, PortOpen
 from launcher import exits
 from launcher.budget import TEARDOWN
@@ -77,7 +77,7 @@ class Drain:
             if self.pod.leader is not None:
                 silent = await self.pod.leader.wait_empty(max(self.left(), 1.0))
                 if silent:
-                    log.warning("did not hang up in time: %s", ", ".join(map(member_name, silent)))
+                    log.warning("did not hang up in time: %s", member_names(silent))
                     await self.pod.leader.hang_up()
             if self.pod.member is not None:
                 await self.pod.member.close()

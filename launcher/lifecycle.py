@@ -54,12 +54,13 @@ async def live(settings: Settings) -> int:
     """One pod, from its first moment to its exit code; with --max-restarts through several epochs of its group."""
     logs.set_up("starting", settings.log_format)
     pod = Pod(settings, Supervisor(lambda caught: pod.emit(SignalCaught(caught)), settings.report_bytes))
+    pod.shared_memory = listing()
     for cut in settings.budget.cuts:
         log.warning("%s", cut)
     if not pod.supervisor.reaps_orphans:
         log.warning("neither PID 1 nor a sub-reaper (the kernel refuses): orphans of the engine are not seen here")
     while (ending := await live_through(pod)).restart is not None and not pod.signals:
-        log.warning("restart in place in %.1f s, because %s", ending.restart, pod.cause_of(ending))
+        log.warning("restart in place in %.1f s, because %s", ending.restart, ending.why)
         pod = pod.next_epoch(ending.restart)
     line = last_line(pod.group, ending)
     if ending.exit_code:
@@ -93,7 +94,7 @@ class Pod:
         self.epoch = 1
         self.pause = 0.0  # seconds before this epoch begins
         self.left = ""  # the run of the epoch before
-        self.shared_memory = listing()
+        self.shared_memory: frozenset[str] = frozenset()  # what was in /dev/shm before the first epoch
         self.born = time.monotonic()
         self.phase = "starting"
         self.phases: dict[str, float] = {"starting": 0.0}
@@ -235,7 +236,8 @@ class Pod:
             log.info("running: %s", shlex.join(plan.main.argv))
             engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
-            self.background(self.note_service(plan.main))
+            if self.settings.max_restarts:
+                self.background(self.note_service(plan.main))
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
         self.enter("serving")
@@ -334,9 +336,6 @@ class Pod:
             if isinstance(event, SignalCaught):
                 pod.emit(event)
         return pod
-
-    def cause_of(self, ending: Ending) -> str:
-        return ending.cause.sentence() if ending.cause else ending.reason
 
     def job_done(self) -> Ending | None:
         self.finished = True

@@ -36,10 +36,14 @@ class Ending:
     def failed(self) -> bool:
         return self.cause is not None
 
+    @property
+    def why(self) -> str:
+        return self.cause.sentence() if self.cause else self.reason
+
 
 def last_line(group: Group | None, ending: Ending) -> str:
     """What the pod says last; after a failure it is the same sentence in every pod."""
-    sentence = f"stopped because {ending.cause.sentence()}" if ending.cause else f"stopped: {ending.reason}"
+    sentence = f"stopped because {ending.why}" if ending.failed else f"stopped: {ending.why}"
     who = "" if group is None else f"; {member_name(group.index)} exits {ending.exit_code}"
     return sentence + who
 

@@ -10,6 +10,8 @@ import typing
 from dataclasses import dataclass
 from typing import Any
 
+from backends.group import member_name
+
 VERSION = 1
 MAX_MESSAGE = 256 * 1024  # bytes, from the leader: the command, or the nodes of a large group
 MAX_FROM_MEMBER = 64 * 1024  # its longest is a failure with 4 KiB of the engine's words
@@ -31,8 +33,7 @@ class Cause:
     configuration: bool = False  # nobody's failure but the configuration's: restarting at once would only spin
 
     def sentence(self) -> str:
-        who = "the leader" if self.index == 0 else f"worker {self.index}"
-        return f"{who}: {self.what}"
+        return f"{member_name(self.index)}: {self.what}"
 
 
 @dataclass(frozen=True)
