@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 
 from backends.errors import ConfigError
 from backends.group import Group
-from backends.plan import Node
+from backends.plan import Kind, Node
 from launcher.channel.messages import NodeFacts
 from launcher.judge import GatherTimeout
 from launcher.log import log
 from launcher.nodes import as_node, digest, facts_of, node_facts, unlike
 from launcher.ports import listen
+from launcher.waiting import saying
 
 if TYPE_CHECKING:
     from launcher.lifecycle import Pod
@@ -50,7 +51,7 @@ async def open_port(pod: Pod, group: Group) -> None:
             run=pod.run,
             command=pod.argv,
             digest=digest(pod.argv),
-            facts=facts_of(pod.the_node, pod.argv, pod.settings.options, pod.settings.environ),
+            facts=facts_of(pod.the_node, pod.argv, pod.settings.options, pod.settings.environ, pod.plan),
             mismatches_warn=pod.settings.mismatch == "warn",
             leader_excluded=pod.settings.options.leader_excluded,
             secrets=pod.secrets,
@@ -70,29 +71,17 @@ async def gather(pod: Pod, group: Group) -> tuple[Node, ...]:
     assert pod.leader is not None
     pod.enter("gathering")
     log.info("waiting for %d workers on port %d (run %s)", group.size - 1, pod.settings.port, pod.run)
-    begun = pod.age()
-    complete = asyncio.create_task(pod.leader.wait_complete())
-    try:
-        while not complete.done():
-            await asyncio.wait([complete], timeout=_until_report(pod, begun))
-            if not complete.done():
-                waited, missing = pod.age() - begun, pod.leader.why_missing()
-                limit = pod.settings.gather_timeout
-                if limit is not None and waited >= limit:
-                    raise GatherTimeout(f"not here after {waited:.0f} s (--gather-timeout): {missing}")
-                log.info("waiting %.0f s for %s", waited, missing)
-    finally:
-        complete.cancel()
-    others = complete.result()
+    leader, begun = pod.leader, pod.age()
+    async with saying(pod.settings.report_every, lambda: f"for {leader.why_missing()}"):
+        try:
+            async with asyncio.timeout(pod.settings.gather_timeout):
+                others = await leader.wait_complete()
+        except TimeoutError:
+            waited = pod.age() - begun
+            raise GatherTimeout(f"not here after {waited:.0f} s (--gather-timeout): {leader.why_missing()}") from None
     pod.enter("formed")
     log.info("group formed: %d of %d after %.2f s", group.size, group.size, pod.age())
     return tuple(as_node(known, pod.the_node) for known in others)
-
-
-def _until_report(pod: Pod, begun: float) -> float:
-    limit = pod.settings.gather_timeout
-    left = float("inf") if limit is None else max(begun + limit - pod.age(), 0)
-    return min(pod.settings.report_every, left)
 
 
 async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
@@ -108,7 +97,7 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
         port=pod.settings.port,
         digest=digest(pod.argv) if pod.argv else None,
         command=pod.argv,
-        facts=facts_of(pod.the_node, pod.argv, pod.settings.options, pod.settings.environ),
+        facts=facts_of(pod.the_node, pod.argv, pod.settings.options, pod.settings.environ, pod.plan),
         mismatch_timeout=pod.settings.mismatch_timeout,
         incarnation=secrets.token_hex(8),
         node=partial(_facts_at, pod),
@@ -129,6 +118,10 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
     log.info("joined the leader at %s (run %s) after %.2f s", member.leader_ip, pod.run, pod.age())
     pod.background(member.listen())
     pod.group = group = member.group
+    options = replace(pod.settings.options, peer_timeout=member.peer_timeout)
+    if not pod.argv and options.kind is None and welcome.kind in {kind.value for kind in Kind}:
+        options = replace(options, kind=Kind(welcome.kind))
+    pod.settings = replace(pod.settings, options=options)
     if not pod.argv:
         pod.argv = tuple(welcome.command)
         log.info("the command comes from the leader: %s", shlex.join(pod.argv))

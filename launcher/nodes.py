@@ -9,40 +9,10 @@ from typing import Any
 
 from backends.digest import common_part
 from backends.errors import Fault
-from backends.plan import Node, Options
+from backends.plan import Node, Options, Plan
 from backends.planner import backend_of
+from launcher.channel.agreement import NCCL
 from launcher.channel.messages import Facts, NodeFacts
-
-# What the ranks of one communicator should agree on: how they talk, and in what pieces. Left out is what names one
-# node's devices (NCCL_IB_HCA, NCCL_SOCKET_IFNAME, NCCL_TOPO_FILE) or what it writes (NCCL_DEBUG).
-# https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
-NCCL = (
-    "NCCL_ALGO",
-    "NCCL_BUFFSIZE",
-    "NCCL_COLLNET_ENABLE",
-    "NCCL_CROSS_NIC",
-    "NCCL_CUMEM_ENABLE",
-    "NCCL_IB_DISABLE",
-    "NCCL_IB_GID_INDEX",
-    "NCCL_IB_QPS_PER_CONNECTION",
-    "NCCL_IB_SL",
-    "NCCL_IB_SPLIT_DATA_ON_QPS",
-    "NCCL_IB_TC",
-    "NCCL_MAX_NCHANNELS",
-    "NCCL_MIN_NCHANNELS",
-    "NCCL_MNNVL_ENABLE",
-    "NCCL_NET",
-    "NCCL_NET_PLUGIN",
-    "NCCL_NTHREADS",
-    "NCCL_NVLS_ENABLE",
-    "NCCL_P2P_DISABLE",
-    "NCCL_P2P_NET_CHUNKSIZE",
-    "NCCL_PROTO",
-    "NCCL_PXN_DISABLE",
-    "NCCL_SHM_DISABLE",
-    "NCCL_SOCKET_FAMILY",
-    "NCCL_TUNER_PLUGIN",
-)
 
 
 def digest(argv: tuple[str, ...]) -> str:
@@ -58,13 +28,27 @@ def node_facts(node: Node) -> NodeFacts:
     return NodeFacts(node.ip, node.hostname, node.gpus, node.engine_version, node.ray)
 
 
-def facts_of(node: Node, argv: tuple[str, ...], options: Options, environ: Mapping[str, str]) -> Facts:
-    """What the group should have in common. A command that no backend knows has no engine."""
+def facts_of(
+    node: Node, argv: tuple[str, ...], options: Options, environ: Mapping[str, str], plan: Plan | None
+) -> Facts:
+    """What the group should have in common. A command that no backend knows has no engine, and no need of Ray's port.
+
+    plan is what is planned so far: it knows the kind where the command decides it.
+    """
     backend = backend_of(argv, options) if argv else "generic"
     engine = None if backend == "generic" else backend
     told = {**environ, **dict(options.env)}
-    nccl = {name: told[name] for name in NCCL if name in told}
-    return Facts(engine, node.python_version, node.gpu_model, node.driver, nccl)
+    kind = plan.kind if plan is not None else options.kind
+    return Facts(
+        engine=engine,
+        python=node.python_version,
+        gpu_model=node.gpu_model,
+        driver=node.driver,
+        nccl={name: told[name] for name in NCCL if name in told},
+        leader_excluded=options.leader_excluded,
+        kind=kind.value if kind else None,
+        ray_port=options.ray_port if engine or not argv else None,
+    )
 
 
 def unlike(node: Node, leader: NodeFacts) -> list[Fault]:

@@ -9,8 +9,9 @@ import socket
 import psutil
 
 from backends.errors import ConfigError, Fault
+from backends.group import MAX_SIZE
 
-BACKLOG = 128
+BACKLOG = MAX_SIZE  # all may come at once; the kernel allows less where net.core.somaxconn is
 
 
 def listen(host: str | None, port: int) -> list[socket.socket]:

@@ -8,14 +8,46 @@ from dataclasses import dataclass
 from backends.group import member_name
 from launcher.channel.messages import Join
 
+# How lwsrun was started: a column of the table only where it differs. Not known of a member that does not tell it.
+STARTED = frozenset({"size", "exec", "leader-excluded", "kind", "ray-port"})
 # What a rollout that is under way may still cure: the member asks again, and gives up after --mismatch-timeout.
-MUST = frozenset({"size", "exec", "command", "engine", "ray", "gpus"})
+MUST = STARTED | {"command", "engine", "ray", "gpus"}
 # A pod that leaves the channel cannot be watched by one that stays: whatever --mismatch says, no group has both.
 NEVER = frozenset({"exec"})
 GPUS = frozenset({"gpus", "GPU", "driver"})  # facts of the GPUs, which an excluded leader does not have
 OF_COMMAND = frozenset({"command", "engine", "ray", "python"})  # not known before a command is
 SHOWN = 80  # characters of a value: it comes from outside
 ROWS = 32  # members that a table names one by one
+# What the ranks of one communicator should agree on: how they talk, and in what pieces. Left out is what names one
+# node's devices (NCCL_IB_HCA, NCCL_SOCKET_IFNAME, NCCL_TOPO_FILE) or what it writes (NCCL_DEBUG).
+# https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/env.html
+NCCL = (
+    "NCCL_ALGO",
+    "NCCL_BUFFSIZE",
+    "NCCL_COLLNET_ENABLE",
+    "NCCL_CROSS_NIC",
+    "NCCL_CUMEM_ENABLE",
+    "NCCL_IB_DISABLE",
+    "NCCL_IB_GID_INDEX",
+    "NCCL_IB_QPS_PER_CONNECTION",
+    "NCCL_IB_SL",
+    "NCCL_IB_SPLIT_DATA_ON_QPS",
+    "NCCL_IB_TC",
+    "NCCL_MAX_NCHANNELS",
+    "NCCL_MIN_NCHANNELS",
+    "NCCL_MNNVL_ENABLE",
+    "NCCL_NET",
+    "NCCL_NET_PLUGIN",
+    "NCCL_NTHREADS",
+    "NCCL_NVLS_ENABLE",
+    "NCCL_P2P_DISABLE",
+    "NCCL_P2P_NET_CHUNKSIZE",
+    "NCCL_PROTO",
+    "NCCL_PXN_DISABLE",
+    "NCCL_SHM_DISABLE",
+    "NCCL_SOCKET_FAMILY",
+    "NCCL_TUNER_PLUGIN",
+)
 
 
 @dataclass(frozen=True)
@@ -28,16 +60,21 @@ class Difference:
 
 @dataclass(frozen=True)
 class Fact:
-    """A column of the table. of gives the value as text, or None where there is none."""
+    """A column of the table. of gives the value as text, or None where there is none. hint is what to do about it."""
 
     code: str
     name: str
     of: Callable[[Join], str | None]
+    hint: str = ""
 
 
+SWITCH, SAME = "say it in both templates or in none", "say the same in both templates"
 FACTS = (
     Fact("size", "group size", lambda join: str(join.size)),
-    Fact("exec", "--exec", lambda join: "yes" if join.exec else None),
+    Fact("exec", "--exec", lambda join: _switch(join.exec), SWITCH),
+    Fact("leader-excluded", "--leader-excluded", lambda join: _switch(join.facts.leader_excluded), SWITCH),
+    Fact("kind", "--kind", lambda join: join.facts.kind, SAME),
+    Fact("ray-port", "--ray-port", lambda join: _number(join.facts.ray_port), SAME),
     Fact("command", "command", lambda join: join.digest),
     Fact(
         "engine", "engine", lambda join: " ".join(filter(None, (join.facts.engine, join.node.engine_version))) or None
@@ -58,6 +95,8 @@ def differences(join: Join, leader: Join, gpus_like: Join | None) -> list[Differ
         if like is None or (fact.code in OF_COMMAND and join.digest is None):
             continue
         theirs, ours = fact.of(join), fact.of(like)
+        if fact.code in STARTED and None in (theirs, ours):
+            continue
         if theirs != ours:
             found.append(Difference(fact.code, _text(fact, theirs, ours, member_name(like.index))))
             if fact.code == "gpus" and like.index == 0 and ours == "0":
@@ -77,12 +116,12 @@ def table(members: Sequence[Join], *, leader_excluded: bool) -> tuple[list[str],
     Of a large group only the rows that are not like the leader's are shown.
     """
     shared, differing = [], []
-    for fact in (*FACTS[2:], *_nccl(members)):  # size and --exec are the group's own
+    for fact in (*FACTS, *_nccl(members)):
         values = [_value(fact, join, leader_excluded) for join in members]
         known = {value for value in values if value != "?"}
         if len(known) > 1:
             differing.append((fact.name, [fact.name, *values]))
-        elif (value := known.pop() if known else "none") != "none":
+        elif fact.code not in STARTED and (value := known.pop() if known else "none") != "none":
             shared.append(_said(fact, value))
     lines = [f"all {len(members)}: {', '.join(shared)}"] if shared else []
     if differing:
@@ -100,15 +139,25 @@ def table(members: Sequence[Join], *, leader_excluded: bool) -> tuple[list[str],
     return lines, [name for name, _ in differing]
 
 
+def _switch(on: bool | None) -> str | None:
+    return None if on is None else "with" if on else "without"
+
+
+def _number(value: int | None) -> str | None:
+    return None if value is None else str(value)
+
+
 def _nccl(members: Sequence[Join]) -> list[Fact]:
-    names = sorted({name for join in members for name in join.facts.nccl or ()})
+    told = {name for join in members for name in join.facts.nccl or ()}
+    names = [name for name in NCCL if name in told]  # a stranger may tell what he likes
     return [Fact(name, name, lambda join, name=name: (join.facts.nccl or {}).get(name)) for name in names]  # type: ignore[misc]
 
 
 def _value(fact: Fact, join: Join, leader_excluded: bool) -> str:
+    value = fact.of(join)
     if (fact.code in OF_COMMAND and join.digest is None) or (fact.code in GPUS and leader_excluded and join.index == 0):
         return "?"
-    return _short(fact.of(join))
+    return "?" if value is None and fact.code in STARTED else _short(value)
 
 
 def _said(fact: Fact, value: str) -> str:
@@ -120,12 +169,13 @@ def _said(fact: Fact, value: str) -> str:
 
 
 def _text(fact: Fact, theirs: str | None, ours: str | None, whose: str) -> str:
-    if fact.code == "exec":
-        with_it, without = ("it", whose) if theirs else (whose, "it")
-        return f"{with_it} runs with --exec, {without} without"
+    hint = f" ({fact.hint})" if fact.hint else ""
+    if fact.hint == SWITCH:
+        with_it, without = ("it", whose) if theirs == "with" else (whose, "it")
+        return f"{with_it} runs with {fact.name}, {without} without{hint}"
     if fact.code == "command":
         return f"its command differs: digest {_short(theirs)}, {whose}'s is {_short(ours)}"
-    return f"its {fact.name} is {_short(theirs)}, {whose}'s is {_short(ours)}"
+    return f"its {fact.name} is {_short(theirs)}, {whose}'s is {_short(ours)}{hint}"
 
 
 def printable(text: str) -> str:

@@ -28,10 +28,20 @@ class ProcessEnded:
 
 @dataclass(frozen=True)
 class HelperLost:
-    """What a service stands for is gone although the service itself still runs."""
+    """What a service stands for is gone although the service itself still runs. words as in ProcessEnded."""
 
     service: str
     process: str
+    words: str
+
+
+@dataclass(frozen=True)
+class RankLost:
+    """One of the engine's own processes is gone. name is the child that it belonged to, words as in ProcessEnded."""
+
+    name: str
+    what: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -59,6 +69,16 @@ class MemberDone:
 
 
 @dataclass(frozen=True)
+class LeaderDrains:
+    reason: str
+
+
+@dataclass(frozen=True)
+class LeaderRestarts:
+    """The leader will gather the group again."""
+
+
+@dataclass(frozen=True)
 class LeaderSaid:
     stop: Stop
 
@@ -79,11 +99,14 @@ Event = (
     SignalCaught
     | ProcessEnded
     | HelperLost
+    | RankLost
     | MemberFailed
     | MemberLost
     | MemberLeaving
     | MemberDone
+    | LeaderDrains
     | LeaderSaid
+    | LeaderRestarts
     | LeaderLost
     | StoryEnded
 )

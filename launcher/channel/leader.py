@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
 from aiohttp import web
 
+from backends.errors import ConfigError, Fault
 from backends.group import Group, member_name
 from launcher.channel import agreement
 from launcher.channel import messages as m
@@ -33,10 +35,14 @@ class Seat:
     done: bool = False
     prepared: bool = False
     detached: bool = False
+    cleared: bool = False
 
 
 class LeaderSide:
-    """Holds the seats. Before the group has formed a lost member only frees its seat; afterwards it is a failure."""
+    """Holds the seats. Before the group has formed a lost member only frees its seat; afterwards it is a failure.
+
+    Raises ConfigError for a command that is too long to be handed over.
+    """
 
     def __init__(
         self,
@@ -63,7 +69,15 @@ class LeaderSide:
         self.stopping = False
         self._complete = asyncio.Event()
         self._said = asyncio.Event()
-        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout, group.size)
+        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout, group.size, facts.kind)
+        if (takes := len(m.encode(self._welcome))) > m.MAX_COMMAND:
+            raise ConfigError(
+                Fault(
+                    f"the command is too long for the group channel: {takes // 1024} KiB",
+                    f"at most {m.MAX_COMMAND // 1024} KiB, written as JSON",
+                    "put what is long into a file of the image, or of a ConfigMap",
+                )
+            )
         self._me = m.Join(m.VERSION, group.id, 0, group.size, "", digest, node, detaches, facts=facts)
         self._warn = mismatches_warn
         self._excluded = leader_excluded
@@ -108,7 +122,13 @@ class LeaderSide:
             await self._said.wait()
 
     async def tell_all(self, message: m.Message) -> None:
-        await asyncio.gather(*(seat.wire.try_send(message) for seat in self.seats.values()))
+        frame = m.encode(message)  # once: the nodes of a large group take milliseconds
+
+        async def tell(seat: Seat) -> None:
+            with contextlib.suppress(Gone):
+                await seat.wire.send_frame(frame)
+
+        await asyncio.gather(*(tell(seat) for seat in self.seats.values()))
 
     async def wait_empty(self, timeout: float) -> list[int]:
         """Until every member has hung up, at most timeout seconds; those that have not."""
@@ -116,6 +136,15 @@ class LeaderSide:
         while self.seats and asyncio.get_running_loop().time() < deadline:
             await asyncio.sleep(0.02)
         return sorted(self.seats)
+
+    async def wait_cleared(self, timeout: float) -> list[int]:
+        """Until every member has cleared up for a restart, or is gone; after timeout seconds those that have not."""
+        deadline = asyncio.get_running_loop().time() + timeout
+        while late := sorted(index for index, seat in self.seats.items() if not seat.cleared):
+            if asyncio.get_running_loop().time() >= deadline:
+                break
+            await asyncio.sleep(0.02)
+        return late
 
     async def hang_up(self) -> None:
         """Close what members have left open: nothing of this run may reach the next."""
@@ -191,6 +220,9 @@ class LeaderSide:
             return m.Refused("draining", "this leader is stopping")
         if join.left == self.run:
             return m.Refused("run", f"it was lost from run {self.run}, which goes on without it")
+        if (takes := m.size_of(join.node)) > m.MAX_NODE:
+            # Every member gets it, in one message for the whole group.
+            return m.Refused("node", f"its address, host name and versions take {takes} bytes of {m.MAX_NODE}")
         wrong = [each for each in self._mismatches(join) if not self._warn or each.code in agreement.NEVER]
         if wrong:
             command = list(self._welcome.command) if any(each.code == "command" for each in wrong) else None
@@ -254,5 +286,7 @@ class LeaderSide:
                 case m.Detached():
                     seat.detached = True
                     self._said.set()
+                case m.Cleared():
+                    seat.cleared = True
                 case _:
                     raise m.BadMessage(f"a {type(message).__name__.lower()} from a member")

@@ -18,7 +18,7 @@ from backends.group import Group
 from backends.plan import join_host_port
 from launcher import resolver
 from launcher.channel import messages as m
-from launcher.channel.events import Event, LeaderLost, LeaderSaid, Mismatched
+from launcher.channel.events import Event, LeaderDrains, LeaderLost, LeaderRestarts, LeaderSaid, Mismatched
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
@@ -62,6 +62,7 @@ class MemberSide:
         self.welcome: m.Welcome | None = None
         self.leader_ip = ""
         self.wire: Wire | None = None
+        self.peer_timeout = peer_timeout  # until the leader has told its own, which counts
         self.formed: asyncio.Future[list[m.NodeFacts]] = asyncio.get_running_loop().create_future()
         self.may_become = asyncio.Event()
         self._port = port
@@ -72,9 +73,9 @@ class MemberSide:
         self._mismatched_since: float | None = None
         self._incarnation = incarnation
         self._node = node
-        self._peer_timeout = peer_timeout
         self._report_every = report_every
         self._detaches = detaches
+        self._answered = False  # what came of the last attempt is told until the next has an outcome too
         self._hung_up = 0
         self._left = left
         self._tls = tls
@@ -121,7 +122,8 @@ class MemberSide:
         try:
             # Asked anew each time: the name may still point at an earlier leader that is going away.
             addresses = await resolver.resolve(self.group.leader_address, self._port)
-            self.why_waiting = f"no answer yet from {', '.join(addresses)}"
+            if not self._answered:
+                self.why_waiting = f"no answer yet from {', '.join(addresses)}"
             failed = []
             for address in addresses:
                 try:
@@ -132,6 +134,7 @@ class MemberSide:
             raise NotAdmitted(reason, any(error.mismatch for _, error in failed))
         except (NotAdmitted, resolver.Unresolved) as error:
             self.why_waiting = str(error)
+            self._answered = isinstance(error, NotAdmitted)
             if self._unauthorised and not self._told_unauthorised:
                 self._told_unauthorised = True
                 log.warning("%s; asking again every few seconds", self.why_waiting)
@@ -170,7 +173,7 @@ class MemberSide:
             reason = None if self._tls is None else _why_no_handshake(error, self._hung_up)
             self._unauthorised = self._unauthorised or reason is not None
             raise NotAdmitted(reason or _plain(error)) from None
-        wire = Wire(socket, self._peer_timeout)
+        wire = Wire(socket, self.peer_timeout)
         mine = socket.get_extra_info("sockname")
         node = self._node(mine[0] if mine else "")
         group = self.group
@@ -200,6 +203,10 @@ class MemberSide:
             if answer.size and answer.size != group.size:
                 log.warning("the group size is %d here, the leader's is %d, which counts", group.size, answer.size)
                 self.group = replace(group, size=answer.size)
+            if answer.peer_timeout != self.peer_timeout:
+                ours, theirs = self.peer_timeout, answer.peer_timeout
+                log.warning("--peer-timeout is %g s here, the leader's is %g s, which counts", ours, theirs)
+                self.peer_timeout = wire.peer_timeout = theirs
             self._tell_parting(answer.command)
             return answer
         await wire.close()
@@ -234,8 +241,12 @@ class MemberSide:
                     await wire.send(m.Detached())
                 case m.Become():
                     self.may_become.set()
+                case m.Draining(reason):
+                    self._emit(LeaderDrains(reason))
                 case m.Stop():
                     self._emit(LeaderSaid(message))
+                case m.Restart():
+                    self._emit(LeaderRestarts())
                 case _:
                     raise m.BadMessage(f"an unexpected {type(message).__name__.lower()} from the leader")
 

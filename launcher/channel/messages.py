@@ -13,7 +13,9 @@ from typing import Any
 from backends.group import member_name
 
 VERSION = 1
-MAX_MESSAGE = 256 * 1024  # bytes, from the leader: the command, or the nodes of a large group
+MAX_MESSAGE = 512 * 1024  # bytes, from the leader: the nodes of a group of MAX_SIZE
+MAX_NODE = 384  # bytes of one of them; an IPv6 address, a host name and two versions at their longest take some 300
+MAX_COMMAND = 256 * 1024  # bytes of the message that hands the command over
 MAX_FROM_MEMBER = 64 * 1024  # its longest is a failure with 4 KiB of the engine's words
 LARGEST = 2**53  # whole numbers beyond are no plain JSON (RFC 8259, 6), and nothing here counts so far
 
@@ -51,8 +53,9 @@ class NodeFacts:
 class Facts:
     """What should be the same over the group besides; compared at the join and not handed on.
 
-    engine and python (its version) are known where a backend asks for them; nccl holds the variables of
-    launcher/nodes.py that are set.
+    engine and python (its version) are known where a backend asks for them; nccl holds those of agreement.NCCL that
+    are set. The last three are None where a member does not know them, or is older than they are; ray_port also where
+    its group needs none.
     """
 
     engine: str | None = None
@@ -60,6 +63,9 @@ class Facts:
     gpu_model: str | None = None
     driver: str | None = None
     nccl: dict[str, str] | None = None
+    leader_excluded: bool | None = None
+    kind: str | None = None
+    ray_port: int | None = None
 
 
 @dataclass(frozen=True)
@@ -100,8 +106,9 @@ class Welcome:
     leader: NodeFacts
     command: list[str]
     secrets: dict[str, str]
-    peer_timeout: float
+    peer_timeout: float  # the leader's, which counts
     size: int = 0  # the leader's, which counts (with --mismatch warn); 0 from one that does not say
+    kind: str | None = None  # the command's, for members whose template has none
 
 
 @dataclass(frozen=True)
@@ -170,15 +177,32 @@ class Become:
 
 
 @dataclass(frozen=True)
+class Draining:
+    """leader -> members: it was asked to stop, and its engine ends in its own time; theirs may end with it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
 class Stop:
     """leader -> members: end now. cause is None when the group was asked to stop or has finished.
 
-    restart: the group starts anew in so many seconds, in the same pods; None when this is the end.
+    restart: the group is to start anew in so many seconds, in the same pods; None when this is the end.
     """
 
     cause: Cause | None
     reason: str
     restart: float | None = None
+
+
+@dataclass(frozen=True)
+class Cleared:
+    """member -> leader, before a restart: nothing of this epoch's engine is left in its pod."""
+
+
+@dataclass(frozen=True)
+class Restart:
+    """leader -> members, its last word before a restart: nothing is left here either, gather again."""
 
 
 Message = (
@@ -196,7 +220,10 @@ Message = (
     | Detach
     | Detached
     | Become
+    | Draining
     | Stop
+    | Cleared
+    | Restart
 )
 
 _TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
@@ -205,6 +232,11 @@ _HINTS: dict[type[Any], dict[str, Any]] = {}
 
 def encode(message: Message) -> str:
     return json.dumps({"type": type(message).__name__.lower(), **dataclasses.asdict(message)})
+
+
+def size_of(node: NodeFacts) -> int:
+    """The bytes that it takes in a message."""
+    return len(json.dumps(dataclasses.asdict(node)))
 
 
 def decode(frame: str) -> Message:

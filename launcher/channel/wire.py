@@ -59,8 +59,12 @@ class Wire:
 
     async def send(self, message: Message) -> None:
         """Raises Gone when the peer cannot be told."""
+        await self.send_frame(encode(message))
+
+    async def send_frame(self, frame: str) -> None:
+        """A message that is encoded already."""
         try:
-            await asyncio.wait_for(self.socket.send_str(encode(message)), SEND_TIMEOUT)
+            await asyncio.wait_for(self.socket.send_str(frame), SEND_TIMEOUT)
         except (OSError, RuntimeError, TimeoutError) as error:
             raise Gone(f"cannot send: {error or type(error).__name__}") from error
 

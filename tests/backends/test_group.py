@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from backends.errors import ConfigError, Fault
-from backends.group import Group, member_name, parse_group
+from backends.group import MAX_SIZE, Group, member_name, parse_group
 
 LWS = {"LWS_LEADER_ADDRESS": "my-lws-0.my-lws.default", "LWS_GROUP_SIZE": "4", "LWS_WORKER_INDEX": "2"}
 
@@ -168,13 +168,13 @@ def test_anything_but_a_short_decimal_number_is_refused_and_shown(name: str, val
     assert Fault(f"{name} is {value!r}", "a whole number in decimal") in error.faults
 
 
-@pytest.mark.parametrize("size", ["0", "4097", "999999999"])
+@pytest.mark.parametrize("size", ["0", "1025", "999999999"])
 def test_a_size_outside_the_limits_is_refused_with_the_limits(size: str) -> None:
     error = refusal({**LWS, "LWS_GROUP_SIZE": size})
-    assert error.faults == (Fault(f"LWS_GROUP_SIZE is {size}", "1 to 4096 (the size counts the leader)"),)
+    assert error.faults == (Fault(f"LWS_GROUP_SIZE is {size}", "1 to 1024 (the size counts the leader)"),)
 
 
-@pytest.mark.parametrize(("size", "index"), [("2", "0"), ("2", "1"), ("4096", "4095"), ("0004", "03")])
+@pytest.mark.parametrize(("size", "index"), [("2", "0"), ("2", "1"), ("1024", "1023"), ("0004", "03")])
 def test_sizes_and_indexes_up_to_the_limits_are_taken(size: str, index: str) -> None:
     group = parse_group({**LWS, "LWS_GROUP_SIZE": size, "LWS_WORKER_INDEX": index})
     assert (group.size, group.index) == (int(size), int(index))
@@ -306,6 +306,6 @@ def test_arbitrary_text_makes_a_valid_group_or_a_config_error_and_nothing_else(
     except ConfigError as error:
         messages = [error.text(), *(fault.found for fault in error.faults)]
     else:
-        assert 0 <= group.index < group.size <= 4096
+        assert 0 <= group.index < group.size <= MAX_SIZE
         messages = [group.leader_address, group.id]
     assert all(messages)

@@ -9,19 +9,21 @@ from typing import Any
 import pytest
 from aiohttp import web
 from conftest import free_port
+from loopback import member_side
 
-from backends.group import Group
 from launcher.channel import agreement
 from launcher.channel import messages as m
 from launcher.channel.absences import Absences
 from launcher.channel.events import Mismatched
-from launcher.channel.member import MemberSide
 
 RING = {"NCCL_ALGO": "Ring"}
 NODE = m.NodeFacts("10.0.0.10", "my-lws-0", 8, "0.32.0", "2.60.0")
-FACTS = m.Facts("vllm", "3.12.3", "NVIDIA H100 80GB HBM3", "550.54", RING)
+FACTS = m.Facts("vllm", "3.12.3", "NVIDIA H100 80GB HBM3", "550.54", RING, False, "server", 6379)
 LEADER = m.Join(m.VERSION, "g", 0, 3, "", "abc", NODE, facts=FACTS)
 WORKER = replace(LEADER, index=1, incarnation="i", node=replace(NODE, ip="10.0.0.11", hostname="my-lws-0-1"))
+
+
+NONE_OR_BOTH = "(say it in both templates or in none)"
 
 
 def node(**changes: Any) -> m.Join:
@@ -36,7 +38,12 @@ def facts(**changes: Any) -> m.Join:
     ("join", "code", "text", "refused"),
     [
         (replace(WORKER, size=4), "size", "its group size is 4, the leader's is 3", True),
-        (replace(WORKER, exec=True), "exec", "it runs with --exec, the leader without", True),
+        (replace(WORKER, exec=True), "exec", f"it runs with --exec, the leader without {NONE_OR_BOTH}", True),
+        (facts(leader_excluded=True), "leader-excluded",
+         f"it runs with --leader-excluded, the leader without {NONE_OR_BOTH}", True),
+        (facts(kind="job"), "kind", "its --kind is job, the leader's is server (say the same in both templates)", True),
+        (facts(ray_port=6380), "ray-port",
+         "its --ray-port is 6380, the leader's is 6379 (say the same in both templates)", True),
         (replace(WORKER, digest="def"), "command", "its command differs: digest def, the leader's is abc", True),
         (node(engine_version="0.33.0"), "engine", "its engine is vllm 0.33.0, the leader's is vllm 0.32.0", True),
         (facts(engine="sglang"), "engine", "its engine is sglang 0.32.0, the leader's is vllm 0.32.0", True),
@@ -55,6 +62,34 @@ def test_a_difference_names_both_sides_and_is_refused_where_no_group_could_work(
     found = agreement.differences(join, LEADER, LEADER)
     assert found == [agreement.Difference(code, text)]
     assert agreement.mismatches(found, even_gpus=True) == (found if refused else [])
+
+
+def test_a_switch_that_only_the_leader_has_is_told_as_the_leaders() -> None:
+    leader = replace(LEADER, facts=replace(FACTS, leader_excluded=True))
+    (found,) = agreement.differences(WORKER, leader, None)
+    assert found.text == f"the leader runs with --leader-excluded, it without {NONE_OR_BOTH}"
+
+
+def test_how_lwsrun_was_started_is_compared_only_with_members_that_tell_it() -> None:
+    older = facts(leader_excluded=None, kind=None, ray_port=None)
+    assert agreement.differences(older, LEADER, LEADER) == []
+    assert agreement.differences(WORKER, replace(LEADER, facts=older.facts), LEADER) == []
+    wire = m.encode(WORKER).replace(', "leader_excluded": false, "kind": "server", "ray_port": 6379', "")
+    assert m.decode(wire) == older
+    lines, differing = agreement.table([LEADER, older], leader_excluded=False)
+    assert (len(lines), differing) == (1, [])
+
+
+def test_how_lwsrun_was_started_has_a_column_where_it_differs() -> None:
+    lines, differing = agreement.table([LEADER, facts(kind="job"), facts(kind=None)], leader_excluded=False)
+    assert differing == ["--kind"]
+    assert [line.split()[-1] for line in lines[1:]] == ["--kind", "server", "job", "?"]
+
+
+def test_names_that_nccl_has_not_are_neither_compared_nor_shown() -> None:
+    stranger = facts(nccl={**RING, "NCCL_\x1b[2J": "x", "PASSWORD": "y", **{f"NCCL_{at}": "z" for at in range(2000)}})
+    assert agreement.differences(stranger, LEADER, LEADER) == []
+    assert agreement.table([LEADER, stranger], leader_excluded=False)[1] == []
 
 
 def test_pods_that_are_alike_do_not_differ() -> None:
@@ -150,16 +185,7 @@ async def ask(answers: list[m.Message], timeout: float) -> m.Welcome:
     runner, port = web.AppRunner(app), free_port()
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", port).start()
-    given: dict[str, Any] = dict.fromkeys(MemberSide.__init__.__kwdefaults__ or {})
-    member = MemberSide(
-        Group("127.0.0.1", 2, 1, "g"),
-        **given
-        | {
-            "port": port, "digest": "abc", "command": ("true",), "facts": m.Facts(), "mismatch_timeout": timeout,
-            "incarnation": "i", "node": lambda _: NODE, "peer_timeout": 15.0, "report_every": 15.0, "detaches": False,
-            "left": "", "tls": None, "emit": lambda _: None,
-        },
-    )  # fmt: skip
+    member = member_side(port, mismatch_timeout=timeout)
     try:
         async with asyncio.timeout(20):
             return await member.join()

@@ -5,85 +5,23 @@ Real launchers on loopback addresses. Each scenario with a twin in tests/sabotag
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
 import re
-import shlex
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from conftest import LWSRUN, SABOTAGE, free_port, start, wait_until
+from conftest import start
+from loopback import Pod, Pods, member_side
+
+from launcher.channel import messages as m
 
 JOB = ("--", "true")
-
-
-class Pod:
-    """A running launcher and what it has said on stderr."""
-
-    def __init__(self, process: subprocess.Popen[bytes], file: Path) -> None:
-        self.process = process
-        self.file = file
-
-    @property
-    def log(self) -> str:
-        return self.file.read_text(errors="replace")
-
-    def says(self, text: str, limit: float = 20) -> None:
-        """Wait until it has said something that matches."""
-        wait_until(lambda: re.search(text, self.log) or self.process.poll() is not None, limit)
-        assert re.search(text, self.log), self.log
-
-    def wait(self, limit: float = 20) -> int:
-        return self.process.wait(limit)
-
-    @property
-    def last_line(self) -> str:
-        return self.log.splitlines()[-1]
-
-
-class Pods:
-    """Starts launchers of one group: index 0 on 127.0.0.1, index 1 on 127.0.0.2, and so on."""
-
-    def __init__(self, directory: Path, sabotage: str = "") -> None:
-        directory.mkdir()
-        self.directory = directory
-        self.port = free_port()
-        self.sabotage = sabotage
-        self.all: list[Pod] = []
-
-    def start(self, index: int, *arguments: str, size: int = 2, **environ: str) -> Pod:
-        """A later option or an entry of environ wins over what is set here."""
-        own = (f"--leader-address=127.0.0.1 --size={size} --index={index} --listen=127.0.0.{index + 1}").split()
-        own += [f"--port={self.port}", f"--pod-ip=127.0.0.{index + 1}", "--report-every=0.3s", "--mismatch-timeout=1s"]
-        return self.run([*LWSRUN, "start", *own, *arguments], **environ)
-
-    def run(self, argv: list[str], **environ: str) -> Pod:
-        env = {name: value for name, value in os.environ.items() if not name.startswith(("LWS_", "NCCL_"))}
-        if self.sabotage:
-            env |= {"PYTHONPATH": str(SABOTAGE), "LWSRUN_TEST_SABOTAGE": self.sabotage}
-        file = self.directory / f"pod-{len(self.all)}.log"
-        message = str(self.directory / f"pod-{len(self.all)}.message")
-        with file.open("wb") as output:
-            process = subprocess.Popen(
-                argv,
-                stderr=output,
-                stdout=subprocess.DEVNULL,
-                start_new_session=True,
-                env={**env, "LWSRUN_TERMINATION_LOG": message, **environ},
-            )
-        self.all.append(Pod(process, file))
-        return self.all[-1]
-
-    def end(self) -> None:
-        for pod in self.all:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pod.process.pid, signal.SIGKILL)
-            pod.process.wait(10)
 
 
 MakePods = Callable[..., Pods]
@@ -91,15 +29,12 @@ MakePods = Callable[..., Pods]
 
 @pytest.fixture
 def make_pods(tmp_path: Path) -> Iterator[MakePods]:
-    made: list[Pods] = []
+    with contextlib.ExitStack() as made:
 
-    def make(sabotage: str = "") -> Pods:
-        made.append(Pods(tmp_path / f"pods-{len(made)}", sabotage))
-        return made[-1]
+        def make(sabotage: str = "") -> Pods:
+            return made.enter_context(Pods(tmp_path / f"pods-{len(list(tmp_path.iterdir()))}", sabotage))
 
-    yield make
-    for pods in made:
-        pods.end()
+        yield make
 
 
 @pytest.fixture
@@ -157,6 +92,34 @@ def another_gpu_count(pods: Pods) -> None:
     refused(pods.start(1, "--gpus-per-node=4", *VLLM[1:], **environ), "its GPU count is 4, the leader's is 8")
 
 
+def another_kind(pods: Pods) -> None:
+    pods.start(0, "--kind=server", *JOB)
+    refused(pods.start(1, *JOB), "its --kind is job, the leader's is server .say the same in both templates")
+
+
+def another_ray_port(pods: Pods) -> None:
+    environ = image(pods.directory / "one")
+    pods.start(0, *VLLM, **environ)
+    worker = pods.start(1, "--ray-port=6380", *VLLM, **environ)
+    refused(worker, "its --ray-port is 6380, the leader's is 6379 .say the same in both templates")
+
+
+def another_ray_port_without_a_command(pods: Pods) -> None:
+    pods.start(0, *VLLM, **image(pods.directory / "one"))
+    worker = pods.start(1, "--gpus-per-node=8", "--ray-port=6380", **image(pods.directory / "other"))
+    refused(worker, "its --ray-port is 6380, the leader's is 6379 .say the same in both templates")
+
+
+def leader_excluded_on_the_leader_alone(pods: Pods) -> None:
+    pods.start(0, "--leader-excluded", *JOB)
+    refused(pods.start(1, *JOB), "the leader runs with --leader-excluded, it without .say it in both templates or in")
+
+
+def leader_excluded_on_the_worker_alone(pods: Pods) -> None:
+    pods.start(0, *JOB)
+    refused(pods.start(1, "--leader-excluded", *JOB), "it runs with --leader-excluded, the leader without .say it in")
+
+
 def programs(pods: Pods, name: str) -> str:
     program = pods.directory / "bin" / name
     if not program.exists():
@@ -172,10 +135,21 @@ def refused(worker: Pod, why: str) -> None:
     assert re.search(f"WARNING: .*the leader refuses us: {why}.*asking again for 1 s", worker.log), worker.log
     last = rf"stopped because worker 1: refused for [12] s \(--mismatch-timeout\): .*{why}"
     assert re.search(last + ".*; worker 1 exits 77", worker.last_line), worker.log
-    assert re.search(last, worker.file.with_suffix(".message").read_text())
+    assert re.search(last, worker.message)
 
 
-MISMATCHES = [another_size, another_command, another_engine_version, another_ray_version, another_gpu_count]
+MISMATCHES = [
+    another_size,
+    another_command,
+    another_engine_version,
+    another_ray_version,
+    another_gpu_count,
+    another_kind,
+    another_ray_port,
+    another_ray_port_without_a_command,
+    leader_excluded_on_the_leader_alone,
+    leader_excluded_on_the_worker_alone,
+]
 
 
 @pytest.mark.parametrize("scenario", MISMATCHES, ids=lambda scenario: scenario.__name__)
@@ -183,12 +157,17 @@ def test_a_worker_that_is_configured_differently_asks_again_and_then_fails(
     scenario: Callable[[Pods], None], pods: Pods
 ) -> None:
     scenario(pods)
-    pods.all[0].says("refused worker 1 at 127.0.0.[12]: its ")
+    pods.all[0].says("refused worker 1 at 127.0.0.[12]: (its|it runs|the leader runs) ")
 
 
 @pytest.mark.parametrize(
     ("scenario", "off"),
-    [(another_size, "mismatch_timeout"), (another_ray_version, "comparing"), (another_command, "command_digest")],
+    [
+        (another_size, "mismatch_timeout"),
+        (another_ray_version, "comparing"),
+        (another_kind, "comparing"),
+        (another_command, "command_digest"),
+    ],
 )
 def test_without_its_mechanism_the_refusal_test_fails(
     scenario: Callable[[Pods], None], off: str, make_pods: MakePods, monkeypatch: pytest.MonkeyPatch
@@ -221,6 +200,12 @@ def test_exec_and_no_exec_are_never_mixed_whatever_mismatch_says(pods: Pods) -> 
     refused(pods.start(1, *JOB), "the leader runs with --exec, it without")
 
 
+def test_a_ray_port_that_nobody_needs_is_no_difference(pods: Pods) -> None:
+    leader = pods.start(0, *JOB)
+    assert pods.start(1, "--ray-port=6380", *JOB).wait() == 0
+    assert leader.wait() == 0
+
+
 def test_pods_of_a_command_that_nobody_knows_may_have_different_gpus(pods: Pods) -> None:
     leader = pods.start(0, "--gpus-per-node=0", *JOB)
     assert pods.start(1, "--gpus-per-node=8", *JOB).wait() == 0
@@ -243,7 +228,107 @@ def test_a_worker_without_a_command_whose_image_differs_says_so(pods: Pods) -> N
     assert "this image's Ray version is 2.59.1, the leader's is 2.60.0" in worker.last_line
 
 
+def test_a_worker_without_a_command_gets_the_leaders_kind_with_it(pods: Pods) -> None:
+    leader = pods.start(0, "--kind=server", "--", "sh", "-c", "[ {index} = 1 ] || sleep 600")
+    worker = pods.start(1)
+    assert (worker.wait(), leader.wait()) == (70, 75), "for a job the worker's end would be its success"
+    assert "exited 0, although nobody asked it to stop" in worker.last_line
+
+
+# ------------------------------------------------------------------ what counts is the leader's
+
+
+SERVER = ("--kind=server", "--", "sleep", "600")
+
+
+def test_silence_is_judged_by_the_leaders_peer_timeout_where_the_workers_is_longer(pods: Pods) -> None:
+    leader = pods.start(0, "--peer-timeout=2s", *SERVER)
+    worker = pods.start(1, "--peer-timeout=1h", *SERVER)
+    worker.says("--peer-timeout is 3600 s here, the leader's is 2 s, which counts")
+    worker.says("running: sleep")
+    leader.process.send_signal(signal.SIGSTOP)
+    assert worker.wait(10) == 75
+    assert re.search("the leader: lost: nothing was heard from it for [23] s", worker.last_line)
+
+
+def test_silence_is_judged_by_the_leaders_peer_timeout_where_the_workers_is_shorter(pods: Pods) -> None:
+    leader = pods.start(0, "--peer-timeout=1m", *SERVER)
+    # By its own it would ask for a sign of life 50 times a second, and be cut off by the leader for that.
+    worker = pods.start(1, "--peer-timeout=0.1s", *SERVER)
+    worker.says("running: sleep")
+    leader.process.send_signal(signal.SIGSTOP)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(4)
+    leader.process.send_signal(signal.SIGCONT)
+    with pytest.raises(subprocess.TimeoutExpired):
+        worker.wait(4)
+    assert [member["index"] for member in leader.group()["members"]] == [0, 1]
+
+
 # ------------------------------------------------------------------ refused, but it may cure itself
+
+
+def let_in_by_the_next_leader(pods: Pods, refused_as: str, why: str, next_environ: dict[str, str], **ours: str) -> None:
+    """A member asks a leader that refuses it, for longer than --mismatch-timeout, until another leads. ours may name
+    the leader's {run}."""
+    leader = pods.start(0, *SERVER)
+    leader.says("waiting for 1 workers")
+    run = leader.group()["run"]
+    given = {name: value.format(run=run) for name, value in ours.items()}
+
+    async def ask() -> m.Welcome:
+        member = member_side(pods.port, mismatch_timeout=0.5, **given)
+        joining = asyncio.create_task(member.join())
+        try:
+            await asyncio.sleep(2)
+            assert re.search(why.format(run=run), member.why_waiting)
+            assert leader.group()["joins_refused"].keys() == {refused_as}
+            leader.says(f"refused worker 1 at 127.0.0.1: {why.format(run=run)}")
+            leader.process.kill()
+            pods.start(0, *SERVER, **next_environ)
+            async with asyncio.timeout(20):
+                return await joining
+        finally:
+            joining.cancel()
+            await member.close()
+
+    assert asyncio.run(ask()).run != run
+
+
+def test_a_member_of_an_earlier_run_is_refused_until_there_is_another(pods: Pods) -> None:
+    let_in_by_the_next_leader(pods, "run", "it was lost from run {run}, which goes on without it", {}, left="{run}")
+
+
+def test_a_member_of_another_protocol_is_refused_until_the_leader_speaks_it_too(
+    pods: Pods, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = pods.directory / "sitecustomize.py"
+    newer.write_text("from launcher.channel import messages\nmessages.VERSION = 2\n")
+    monkeypatch.setattr(m, "VERSION", 2)
+    why = "it speaks protocol 2, the leader 1: same lwsrun."
+    let_in_by_the_next_leader(pods, "protocol", why, {"PYTHONPATH": str(pods.directory)})
+
+
+def test_a_node_too_long_to_be_told_to_all_is_refused(pods: Pods) -> None:
+    leader = pods.start(0, *SERVER)
+    leader.says("waiting for 1 workers")
+
+    async def ask() -> str:
+        member = member_side(pods.port, node=lambda _: m.NodeFacts("127.0.0.2", "h" * 1000, 0))
+        joining = asyncio.create_task(member.join())
+        await asyncio.sleep(1)
+        joining.cancel()
+        await member.close()
+        return member.why_waiting
+
+    assert re.search("its address, host name and versions take 10.. bytes of 384", asyncio.run(ask()))
+    pods.start(1, *SERVER).says("running: sleep")
+
+
+def test_a_command_too_long_to_be_handed_over_is_a_configuration_error(pods: Pods) -> None:
+    leader = pods.start(0, "--", "true", *["x" * 100_000] * 3)
+    assert leader.wait() == 78
+    assert re.search("the command is too long for the group channel: 29. KiB", leader.last_line)
 
 
 def test_a_worker_of_another_group_is_refused_and_keeps_waiting(pods: Pods) -> None:
@@ -329,122 +414,6 @@ def test_a_worker_waits_for_a_leader_that_is_not_there_yet_and_says_why(pods: Po
     worker.says(r"waiting \d s for the leader at 127.0.0.1 port \d+: 127.0.0.1: connection refused")
     pods.start(0, *JOB)
     assert worker.wait() == 0
-
-
-@dataclass
-class Network:
-    """A network of its own, with a hosts file that can be rewritten, for one leader and one worker."""
-
-    pods: Pods
-    hosts: Path
-    leader: str
-    worker: str
-
-    def name(self, *addresses: str) -> None:
-        self.hosts.write_text("".join(f"{address} my-lws-0.my-lws.default\n" for address in addresses))
-
-    def start(self, listen: str = "--listen=127.0.0.1", leader_after: str = "true") -> tuple[Pod, Pod]:
-        """The worker at once; the leader when the shell command leader_after has ended. (worker, leader)"""
-        same = f"--leader-address=my-lws-0.my-lws.default --size=2 --report-every=0.3s --port={self.pods.port}"
-        lines = [
-            "set -e",
-            "ip link set lo up; ip link add quiet type veth peer name nobody; ip link set nobody up",
-            "ip addr add 10.9.0.1/24 dev quiet; ip link set quiet up",
-            "ip neigh add 10.9.0.2 lladdr 02:00:00:00:00:02 dev quiet",
-            f"mount --bind {self.hosts} /etc/hosts",
-            f"{shlex.join(LWSRUN)} start {same} --index=1 --listen=127.0.0.2 -- true 2>{self.worker} &",
-            f"{leader_after}",
-            f"{shlex.join(LWSRUN)} start {same} --index=0 {listen} -- true 2>{self.leader}",
-            "wait $!",
-        ]
-        own = ["--user", "--map-root-user"] if os.geteuid() else []
-        shell = ["sh", "-c", "\n".join(lines)]
-        pod = self.pods.run(["unshare", *own, "--mount", "--net", "--pid", "--fork", "--kill-child", *shell])
-        return Pod(pod.process, Path(self.worker)), Pod(pod.process, Path(self.leader))
-
-
-def network_of(pods: Pods) -> Network:
-    for name in ("leader", "worker", "hosts"):
-        (pods.directory / name).touch()
-    return Network(pods, pods.directory / "hosts", str(pods.directory / "leader"), str(pods.directory / "worker"))
-
-
-def a_name_that_changes(network: Network) -> None:
-    """It is not there at first, then it is the address of a pod that has gone, then that of the leader."""
-    go = network.pods.directory / "go"
-    worker, _ = network.start(leader_after=f"until [ -e {go} ]; do sleep 0.1; done")
-    worker.says("waiting . s for the leader at my-lws-0.my-lws.default port .*: its name does not resolve")
-    network.name("127.0.0.9")
-    worker.says("waiting . s for the leader at .*: 127.0.0.9: connection refused")
-    network.name("127.0.0.1")
-    go.touch()
-    worker.says("joined the leader at 127.0.0.1")
-    assert worker.wait() == 0
-
-
-def a_name_with_a_dead_address(network: Network) -> None:
-    """Packets to 10.9.0.2 vanish: that attempt is bounded, and the other address gets its turn each time."""
-    network.name("10.9.0.2", "127.0.0.1")
-    worker, _ = network.start(leader_after=f"until grep -q 'timed out' {network.worker}; do sleep 0.1; done")
-    assert worker.wait(60) == 0  # its attempts at the dead address alone take 10 s
-    assert re.search(
-        "waiting .*: (10.9.0.2: timed out; 127.0.0.1: connection refused|127.0.0.1: .*; 10.9.0.2)", worker.log
-    )
-
-
-def both_families_of_which_only_ipv4_works(network: Network) -> None:
-    network.name("::1", "127.0.0.1")
-    worker, _ = network.start()
-    worker.says("joined the leader at 127.0.0.1")
-    assert worker.wait() == 0
-
-
-def both_families_of_which_only_ipv6_works(network: Network) -> None:
-    network.name("127.0.0.1", "::1")
-    worker, _ = network.start("--listen=::1")
-    worker.says("joined the leader at ::1")
-    assert worker.wait() == 0
-
-
-def ipv6_alone(network: Network) -> None:
-    network.name("::1")
-    worker, leader = network.start("--listen=::1")
-    assert worker.wait() == 0
-    assert "worker 1 joined from ::1" in leader.log
-
-
-NAMES = [
-    a_name_that_changes,
-    a_name_with_a_dead_address,
-    both_families_of_which_only_ipv4_works,
-    both_families_of_which_only_ipv6_works,
-    ipv6_alone,
-]
-
-
-@pytest.mark.parametrize("scenario", NAMES, ids=lambda scenario: scenario.__name__)
-def test_a_worker_finds_the_leader_by(scenario: Callable[[Network], None], pods: Pods) -> None:
-    scenario(network_of(pods))
-
-
-@pytest.mark.parametrize(
-    ("scenario", "off"),
-    [
-        (a_name_that_changes, "resolving_anew"),
-        (both_families_of_which_only_ipv4_works, "every_address"),
-        (a_name_with_a_dead_address, "every_address"),
-    ],
-)
-def test_without_its_mechanism_the_worker_does_not_find_the_leader(
-    scenario: Callable[[Network], None],
-    off: str,
-    make_pods: MakePods,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(Pod.says, "__defaults__", (8.0,))
-    monkeypatch.setattr(Pod.wait, "__defaults__", (15.0,))
-    with pytest.raises((AssertionError, subprocess.TimeoutExpired)):
-        scenario(network_of(make_pods(off)))
 
 
 # ------------------------------------------------------------------ what all should have in common

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from backends.group import MAX_SIZE
 from launcher.channel import messages as m
 
 NODE = m.NodeFacts("10.0.0.1", "my-lws-0", 8, "0.32.0", None)
@@ -17,7 +19,8 @@ EVERY = [
     m.Join(1, "g", 1, 2, "abc", None, NODE, facts=m.Facts("vllm", "3.12.3", "L4", "550", {"NCCL_ALGO": "Ring"})),
     m.Refused("command", "its command differs", True, ["vllm", "serve", "m"]),
     m.Refused("size", "its group size is 3, the leader's is 2"),
-    m.Welcome("run", NODE, ["vllm", "serve", "m"], {"ray-token": "t"}, 15.0),
+    m.Join(1, "g", 1, 2, "abc", None, NODE, facts=m.Facts(leader_excluded=True, kind="job", ray_port=6379)),
+    m.Welcome("run", NODE, ["vllm", "serve", "m"], {"ray-token": "t"}, 15.0, 2, "server"),
     m.Formed([NODE, NODE]),
     m.Phase("serving"),
     m.Ping(7),
@@ -79,6 +82,22 @@ def test_a_damaged_message_is_decoded_or_refused_never_more(fields: dict[str, An
 def test_a_bad_message_says_what_is_wrong(frame: str, says: str) -> None:
     with pytest.raises(m.BadMessage, match=says):
         m.decode(frame)
+
+
+def test_the_nodes_of_the_largest_group_fit_into_one_message() -> None:
+    longest = m.NodeFacts(
+        "f" * 39, "h" * 64, 1024, "0.33.0rc1.dev123+g0123456789.d20260101.cu130", "3.0.0.dev0+0123456"
+    )
+    assert m.size_of(longest) < m.MAX_NODE
+    padded = replace(longest, hostname="h" * (64 + m.MAX_NODE - m.size_of(longest)))
+    assert m.size_of(padded) == m.MAX_NODE, "the largest that a leader lets in"
+    assert len(m.encode(m.Formed([padded] * MAX_SIZE))) < m.MAX_MESSAGE
+
+
+def test_the_longest_command_fits_into_one_message_whether_let_in_or_refused() -> None:
+    longest = m.Welcome("run", NODE, ["x" * 1000] * 262, {"ray-token": "t" * 64}, 15.0, MAX_SIZE, "server")
+    assert m.MAX_COMMAND < len(m.encode(longest)) < m.MAX_MESSAGE
+    assert len(m.encode(m.Refused("command", "r" * 8192, True, longest.command))) < m.MAX_MESSAGE
 
 
 def test_fields_of_a_newer_version_are_ignored() -> None:

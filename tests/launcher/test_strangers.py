@@ -221,8 +221,8 @@ def waiting_leader(directory: Path, *options: str, token: str = "", **more: Any)
 
 def the_group_forms_all_the_same(leader: Pod, directory: Path, token: str = "") -> None:
     with pod(1, leader.port, directory, token=token) as worker:
-        assert (worker.wait(), leader.wait()) == (0, 0), leader.said()[-2000:] + worker.said()[-2000:]
-    assert "Traceback" not in leader.said()
+        assert (worker.wait(), leader.wait()) == (0, 0), leader.log[-2000:] + worker.log[-2000:]
+    assert "Traceback" not in leader.log
 
 
 def attacked(attack: Attack, directory: Path, token: str = "", descriptors: int = 64, sabotage: str = "") -> None:
@@ -235,7 +235,7 @@ def attacked(attack: Attack, directory: Path, token: str = "", descriptors: int 
             assert [member["index"] for member in seen["members"]] == [0], "a stranger holds a place"
             grown = psutil.Process(leader.process.pid).memory_info().rss - memory
             assert grown < GROWTH, f"{grown >> 20} MiB for strangers"
-            assert len(leader.said()) < 50_000, "a stranger fills the log"
+            assert len(leader.log) < 50_000, "a stranger fills the log"
             the_group_forms_all_the_same(leader, directory, token)
         finally:
             for each in held:
@@ -272,7 +272,7 @@ def replay(directory: Path, sabotage: str = "") -> None:
         tap(port) as wire,
         pod(0, port, directory, size=3, token=TOKEN, sabotage=sabotage) as leader,
     ):
-        with pod(1, port, directory, size=3, leader=TAP, token=TOKEN, sabotage=sabotage) as worker:
+        with pod(1, port, directory, f"--leader-address={TAP}", size=3, token=TOKEN, sabotage=sabotage) as worker:
             worker.says("joined the leader at 127.0.0.99")
         wait_until(lambda: len(leader.group()["members"]) == 1)
         recorded = bytes(max(wire.from_member, key=len))
@@ -316,8 +316,8 @@ def test_a_member_that_floods_is_cut_off_and_that_is_its_failure(flood: bytes, w
             with contextlib.suppress(OSError):
                 member.sendall(flood)
             assert leader.wait() == 75
-        assert "stopped because worker 1: lost" in leader.said()
-        assert what in leader.said()
+        assert "stopped because worker 1: lost" in leader.log
+        assert what in leader.log
 
 
 def test_heartbeats_go_on_while_strangers_knock(tmp_path: Path) -> None:

@@ -61,8 +61,8 @@ def wrong_token(tmp_path: Path, sabotage: str = "") -> None:
     ):
         leader.says("waiting for 1 workers")
         assert worker.wait() == 75
-        assert "wrong token: the leader has another one, or belongs to another group" in worker.said()
-        assert "turned away 127.0.0.1: wrong token, or no member at all" in leader.said()
+        assert "wrong token: the leader has another one, or belongs to another group" in worker.log
+        assert "turned away 127.0.0.1: wrong token, or no member at all" in leader.log
         refused = leader.group()["joins_refused"]
         assert set(refused) == {"token"}
         assert refused["token"] <= 2, "a wrong token must not be tried in a fast loop"
@@ -75,8 +75,8 @@ def a_worker_without_the_token(tmp_path: Path, sabotage: str = "") -> None:
         pod(1, port, tmp_path, "--gather-timeout=5s", command=SLEEP, sabotage=sabotage) as worker,
     ):
         assert worker.wait() == 75
-        assert "the leader has a token, this pod has none" in worker.said()
-        assert "turned away 127.0.0.1: it has no token, this group has one" in leader.said()
+        assert "the leader has a token, this pod has none" in worker.log
+        assert "turned away 127.0.0.1: it has no token, this group has one" in leader.log
         assert leader.group()["joins_refused"]["token"] <= 2
 
 
@@ -87,9 +87,9 @@ def a_leader_without_the_token(tmp_path: Path, sabotage: str = "") -> None:
         pod(1, port, tmp_path, "--gather-timeout=5s", token=TOKEN, command=SLEEP, sabotage=sabotage) as worker,
     ):
         assert worker.wait() == 75
-        assert "this pod has a token, but the leader does not speak TLS" in worker.said()
-        assert "no LWSRUN_TOKEN: whoever is on the pod network can join this group" in leader.said()
-        assert "turned away 127.0.0.1: it wants TLS, as members with a token do, and here is no token" in leader.said()
+        assert "this pod has a token, but the leader does not speak TLS" in worker.log
+        assert "no LWSRUN_TOKEN: whoever is on the pod network can join this group" in leader.log
+        assert "turned away 127.0.0.1: it wants TLS, as members with a token do, and here is no token" in leader.log
 
 
 def the_same_token_in_another_group(tmp_path: Path, sabotage: str = "") -> None:
@@ -99,7 +99,7 @@ def the_same_token_in_another_group(tmp_path: Path, sabotage: str = "") -> None:
         pod(1, port, tmp_path, "--group-id=h", "--gather-timeout=5s", token=TOKEN, sabotage=sabotage) as worker,
     ):
         assert worker.wait() == 75
-        assert "wrong token: the leader has another one, or belongs to another group" in worker.said()
+        assert "wrong token: the leader has another one, or belongs to another group" in worker.log
         assert set(leader.group()["joins_refused"]) == {"token"}
 
 
@@ -108,7 +108,7 @@ def nothing_readable_on_the_wire(tmp_path: Path, sabotage: str = "") -> None:
     with (
         tap(port) as wire,
         pod(0, port, tmp_path, token=TOKEN, command=SLEEP, sabotage=sabotage) as leader,
-        pod(1, port, tmp_path, leader=TAP, token=TOKEN, command=SLEEP, sabotage=sabotage) as worker,
+        pod(1, port, tmp_path, f"--leader-address={TAP}", token=TOKEN, command=SLEEP, sabotage=sabotage) as worker,
     ):
         leader.says("group formed")
         worker.says("running: sleep")
@@ -118,9 +118,9 @@ def nothing_readable_on_the_wire(tmp_path: Path, sabotage: str = "") -> None:
         assert b"welcome" not in heard
         assert re.search(rb"[0-9a-f]{64}", heard) is None, "a minted secret can be read"
     assert any("launcher start" in line for line in started)
-    for text in (heard.decode(errors="replace"), leader.said(), worker.said(), *started):
+    for text in (heard.decode(errors="replace"), leader.log, worker.log, *started):
         assert TOKEN not in text
-    assert re.search("[0-9a-f]{64}", leader.said() + worker.said()) is None
+    assert re.search("[0-9a-f]{64}", leader.log + worker.log) is None
 
 
 FAILURES = [
