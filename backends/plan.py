@@ -115,6 +115,7 @@ class Service:
     """A helper process that lives as long as the engine.
 
     watch names descendants that must stay alive: Ray's `--block` outlives the raylet that it stands for.
+    ranks: as in Main, where an engine's processes are a service's descendants.
     """
 
     name: str
@@ -122,6 +123,7 @@ class Service:
     stage: Stage
     gates: tuple[Gate, ...] = ()
     watch: tuple[str, ...] = ()
+    ranks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -131,6 +133,8 @@ class Main:
     serves: where it accepts connections once it has started; until then it may lose a SIGTERM.
     asked_alone: asked to stop, it ends its children itself, in its order; else its whole process group is asked.
     in_flight: for an engine that drops its requests when it is asked to stop: it is asked once it has none.
+    ranks: what the names of its own processes contain without which it cannot serve. The engine ends when one of them
+    does, but on another node that may be noticed sooner.
     """
 
     argv: tuple[str, ...]
@@ -138,6 +142,7 @@ class Main:
     serves: PortOpen | None = None
     asked_alone: bool = False
     in_flight: InFlight | None = None
+    ranks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ def plan_data(group: Group, node: Node, plan: Plan) -> dict[str, Any]:
                 "starts": s.stage.value,
                 "after": [_gate_data(g) for g in s.gates],
                 "watch": list(s.watch),
+                "ranks": list(s.ranks),
             }
             for s in plan.services
         ],
@@ -79,6 +80,7 @@ def _main_data(main: Main) -> dict[str, Any]:
         "serves": serves,
         "asked_alone": main.asked_alone,
         "in_flight": main.in_flight.metrics if main.in_flight else None,
+        "ranks": list(main.ranks),
     }
 
 

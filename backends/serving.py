@@ -13,6 +13,19 @@ UNIX_SOCKET = Flag("--uds")
 HEADLESS = Flag("--headless", takes_value=False)
 # The engines' own defaults.
 PORTS = {"vllm": 8000, "sglang": 30000, "tensorrt-llm": 8000}
+# Parts of the names that engines give their processes: vllm/utils/system_utils.py (the part before :: can be set),
+# sglang/srt/managers/*.py. Under Ray an actor has the name of its class, until vLLM gives it another.
+RANKS = {
+    "vllm": ("::EngineCore", "::Worker", "::DPCoordinator", "::APIServer"),
+    "sglang": ("sglang::scheduler", "sglang::detokenizer", "sglang::tokenizer", "sglang::data_parallel_controller"),
+}
+VLLM_ON_RAY = ("ray::RayWorker", "EngineCoreActor", "::Worker")
+# With these the engine goes on without some of its ranks.
+OUTLIVES = (
+    Flag("--enable-elastic-ep", shortest="--enable-el", takes_value=False),
+    Flag("--enable-fault-tolerance", shortest="--enable-fa", takes_value=False),
+    Flag("--elastic-ep-backend"),
+)
 EVERYWHERE = (None, "", "0.0.0.0", "::", "[::]")
 
 
@@ -23,7 +36,19 @@ def main_process(command: Command, kind: Kind) -> Main:
     (vllm/v1/executor/multiproc_executor.py, worker_main; SGLang's schedulers have no handler at all).
     """
     known = command.engine in PORTS
-    return Main(command.argv, kind, serves=_serves(command) if known else None, asked_alone=known)
+    return Main(
+        command.argv,
+        kind,
+        serves=_serves(command) if known else None,
+        asked_alone=known,
+        ranks=ranks(command, kind, RANKS.get(command.engine, ())),
+    )
+
+
+def ranks(command: Command, kind: Kind, names: tuple[str, ...]) -> tuple[str, ...]:
+    """These names where the engine can do without none of its ranks; a job's may end before it."""
+    outlives = any(argv.find(command.arguments, flag) for flag in OUTLIVES)
+    return names if kind is Kind.SERVER and not outlives else ()
 
 
 def _serves(command: Command) -> PortOpen | None:

@@ -15,7 +15,7 @@ from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
 from backends.layout import check_layout
 from backends.plan import EnvVar, InFlight, Kind, Main, Plan, Request, join_host_port, unless_set
-from backends.serving import main_process
+from backends.serving import VLLM_ON_RAY, main_process, ranks
 from backends.versions import at_least
 
 TP = Flag("--tensor-parallel-size", ("-tp",), shortest="--te")
@@ -103,7 +103,7 @@ def plan_vllm(request: Request) -> Plan:
         reason=reason,
         kind=kind,
         env=(*host_ip(request), *ray.cluster_env(request)),
-        services=(ray.cluster_service(request),),
+        services=(replace(ray.cluster_service(request), ranks=ranks(command, kind, VLLM_ON_RAY)),),
         gates=ray.cluster_gates(request),
         main=main,
         leader_only=True,

@@ -15,8 +15,8 @@ from backends.group import member_names
 from backends.plan import InFlight, Kind, PortOpen
 from launcher import exits
 from launcher.budget import TEARDOWN
-from launcher.channel.events import LeaderLost, LeaderSaid, SignalCaught
-from launcher.channel.messages import Failed, Leaving, Stop
+from launcher.channel.events import LeaderLost, LeaderRestarts, LeaderSaid, SignalCaught
+from launcher.channel.messages import Cleared, Draining, Failed, Leaving, Restart, Stop
 from launcher.gates import refuses
 from launcher.log import log
 from launcher.report import Ending
@@ -75,12 +75,9 @@ class Drain:
                     ending = replace(ending, restart=None)
             await self.last_output(ending, bounded=bool(survivors))
             if self.pod.leader is not None:
-                silent = await self.pod.leader.wait_empty(max(self.left(), 1.0))
-                if silent:
-                    log.warning("did not hang up in time: %s", member_names(silent))
-                    await self.pod.leader.hang_up()
+                ending = await self.leave_members(self.pod.leader, ending)
             if self.pod.member is not None:
-                await self.pod.member.close()
+                ending = await self.leave_leader(self.pod.member, ending)
             if self.pod.watchers is not None and ending.restart is None:
                 await self.pod.watchers.close()
         finally:
@@ -111,10 +108,39 @@ class Drain:
     async def on_leader(self, leader: LeaderSide, ending: Ending, served: bool) -> None:
         leader.stopping = True
         if not ending.failed:
+            await leader.tell_all(Draining(ending.reason))
             await self.drain_delay(ending, served)
             # The engine drains while the workers still serve it; only then are they told.
             await self.stop_main(keep_reserve=True)
         await leader.tell_all(Stop(ending.cause, ending.reason, ending.restart))
+
+    async def leave_members(self, leader: LeaderSide, ending: Ending) -> Ending:
+        """Part from the members; they start anew only if we say at the very end that we do."""
+        patience = max(self.left(), 1.0)
+        if ending.restart is not None:
+            late = await leader.wait_cleared(patience)
+            if late:
+                log.warning("not ready for the restart in time: %s", member_names(late))
+            if self.pod.signals:
+                ending = replace(ending, restart=None)
+            else:
+                await leader.tell_all(Restart())
+            await leader.hang_up()
+        elif silent := await leader.wait_empty(patience):
+            log.warning("did not hang up in time: %s", member_names(silent))
+            await leader.hang_up()
+        return ending
+
+    async def leave_leader(self, member: MemberSide, ending: Ending) -> Ending:
+        """Part from the leader; before a restart it has the last word, because it may be the one that cannot."""
+        if ending.restart is not None:
+            await member.tell(Cleared())
+            await self.told(self.pod.restarts_too)
+            if not self.pod.restarts_too.done() or not self.pod.restarts_too.result():
+                log.warning("no restart in place: the leader has ended")
+                ending = replace(ending, restart=None)
+        await member.close()
+        return ending
 
     def groups_own(self, ending: Ending) -> Ending:
         """A pod that failed says and does what the leader made of it for the whole group."""
@@ -131,14 +157,15 @@ class Drain:
         return ending.cause is not None and group is not None and ending.cause.index == group.index
 
     async def hear_out(self) -> None:
-        """Wait for what the leader made of our failure: its launcher may be slow, or still drain its engine.
+        """Wait for what the leader made of our failure: its launcher may be slow, or still drain its engine."""
+        await self.told(self.pod.told)
 
-        Its death ends the wait, and so does one more SIGTERM.
-        """
+    async def told(self, word: asyncio.Future[Any]) -> None:
+        """Wait for a word of the leader, for as long as its own ending can take; one more SIGTERM ends the wait."""
         loop, asked = asyncio.get_running_loop(), self.pod.signals
         until = loop.time() + self.pod.settings.options.peer_timeout + self.budget.total
-        while not self.pod.told.done() and self.pod.signals == asked and loop.time() < until:
-            await asyncio.wait([self.pod.told], timeout=0.2)
+        while not word.done() and self.pod.signals == asked and loop.time() < until:
+            await asyncio.wait([word], timeout=0.2)
 
     async def on_member(self, member: MemberSide, ending: Ending) -> None:
         if ending.cause is not None and self.own(ending):
@@ -240,11 +267,12 @@ class Drain:
                         log.info("%s again: %.0f s left", signal.Signals(caught.number).name, max(self.left(), 0))
                 case LeaderSaid(stop):
                     self.pod.stop = stop
-                    if not self.pod.told.done():
-                        self.pod.told.set_result(None)
+                    settle(self.pod.told, None)
                 case LeaderLost():
-                    if not self.pod.told.done():
-                        self.pod.told.set_result(None)
+                    settle(self.pod.told, None)
+                    settle(self.pod.restarts_too, False)
+                case LeaderRestarts():
+                    settle(self.pod.restarts_too, True)
                 case SignalCaught(caught) if caught.sender != os.getpid():
                     self.pod.pass_on(caught.number)
                 case _:
@@ -259,6 +287,11 @@ class Drain:
                     event = await self.pod.events.get()
                     if isinstance(event, SignalCaught) and event.caught.number in STOP_SIGNALS:
                         return
+
+
+def settle(future: asyncio.Future[Any], value: object) -> None:
+    if not future.done():
+        future.set_result(value)
 
 
 async def accepts(gate: PortOpen) -> bool:

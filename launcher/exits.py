@@ -6,7 +6,7 @@ import os
 import signal
 
 OK = 0
-ENDED_UNASKED = 70  # a server or a helper ended with 0 although nobody had asked it to
+ENDED_UNASKED = 70  # a server or a helper ended with 0 although nobody had asked it to, or only a rank of it ended
 PEER_FAILED = 75  # another pod of the group failed, or was lost
 REFUSED = 77  # the leader has refused this pod for --mismatch-timeout: their configurations differ
 CONFIG = 78  # the configuration cannot work; nothing was started

@@ -13,6 +13,7 @@ from launcher import exits
 from launcher.channel.events import (
     Event,
     HelperLost,
+    LeaderDrains,
     LeaderLost,
     LeaderSaid,
     MemberDone,
@@ -21,6 +22,7 @@ from launcher.channel.events import (
     MemberLost,
     Mismatched,
     ProcessEnded,
+    RankLost,
     SignalCaught,
     StoryEnded,
 )
@@ -49,7 +51,7 @@ def judge(pod: Pod, event: Event) -> Ending | None:
             name = signal.Signals(caught.number).name
             sender = "from outside the pod" if caught.sender == 0 else f"from pid {caught.sender}"
             pod.asked = Ending(f"{name} {sender}", exits.OK, asked=True)
-            if not pod.finished and any(not child.alive for child in pod.children.values()):
+            if not pod.finished and not pod.leader_drains and any(not child.alive for child in pod.children.values()):
                 return None  # it ended before we were asked to stop: its own event is on its way
             log.info("%s %s: stopping", name, sender)
             return pod.asked
@@ -57,13 +59,17 @@ def judge(pod: Pod, event: Event) -> Ending | None:
             pod.pass_on(caught.number)
         case ProcessEnded(name, 0, _) if name == MAIN and pod.the_plan.kind is Kind.JOB:
             return pod.job_done() or pod.asked
+        case ProcessEnded(name) | HelperLost(name) | RankLost(name) if pod.leader_drains:
+            log.info("%s ended while the leader drains", "the engine" if name == MAIN else name)
         case ProcessEnded(name, code, words):
             program = "the engine" if name == MAIN else name
             what = f"{program} {exits.describe(code)}" + ("" if code else ", although nobody asked it to stop")
             return Ending(what, code or exits.ENDED_UNASKED, Cause(me, what, code, words))
-        case HelperLost(service, process):
+        case HelperLost(service, process, words):
             what = f"{process} of {service} ended"
-            return Ending(what, exits.ENDED_UNASKED, Cause(me, what))
+            return Ending(what, exits.ENDED_UNASKED, Cause(me, what, head=words))
+        case RankLost(name, what, words):
+            return Ending(what, pod.children[name].code or exits.ENDED_UNASKED, Cause(me, what, head=words))
         case MemberDone():
             return pod.all_done()
         case MemberFailed(cause):
@@ -72,6 +78,9 @@ def judge(pod: Pod, event: Event) -> Ending | None:
             return Ending(what, exits.PEER_FAILED, Cause(index, what))
         case MemberLeaving(index, reason) if pod.leader and pod.leader.formed:
             return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
+        case LeaderDrains(reason):
+            log.info("the leader drains (%s)", reason)
+            pod.leader_drains = True
         case LeaderSaid(stop):
             pod.told.set_result(None)
             pod.stop = stop

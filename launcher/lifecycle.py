@@ -13,7 +13,7 @@ import secrets
 import shlex
 import socket
 import time
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -26,8 +26,9 @@ from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts
 from launcher import log as logs
-from launcher.channel.events import Event, HelperLost, ProcessEnded, SignalCaught, StoryEnded
+from launcher.channel.events import Event, HelperLost, ProcessEnded, RankLost, SignalCaught, StoryEnded
 from launcher.channel.messages import Done, Phase, Stop
+from launcher.descendants import watch_helpers, watch_ranks
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
 from launcher.formation import all_here, gather, join, open_port, take_port
@@ -118,7 +119,10 @@ class Pod:
         self.kept_signals: list[int] = []  # for an engine that is not there yet
         self.served_since: float | None = None  # when the engine began to, where that can be seen
         self.stop: Stop | None = None  # what the leader made of the group's first failure
-        self.told: asyncio.Future[None] = asyncio.get_running_loop().create_future()  # by the leader, or it is gone
+        loop = asyncio.get_running_loop()
+        self.told: asyncio.Future[None] = loop.create_future()  # by the leader, or it is gone
+        self.restarts_too: asyncio.Future[bool] = loop.create_future()  # whether the leader does, or it is gone
+        self.leader_drains = False  # then our engine may end before we are told to stop
 
     # ------------------------------------------------------------------ what should happen
 
@@ -236,6 +240,7 @@ class Pod:
             log.info("running: %s", shlex.join(plan.main.argv))
             engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
+            self.watch_ranks(engine, plan.main.ranks)
             if self.settings.max_restarts:
                 self.background(self.note_service(plan.main))
             if os.getpid() == 1 and os.path.isabs(__file__):
@@ -265,11 +270,21 @@ class Pod:
             await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
         log.info("starting %s: %s", service.name, shlex.join(service.argv))
         child = self.start(service.name, service.argv)
-        lost = self.helper_lost(service.name)
-        self.watches.append(asyncio.create_task(self.supervisor.watch(child, service.watch, lost)))
 
-    def helper_lost(self, service: str) -> Callable[[str], None]:
-        return lambda process: self.emit(HelperLost(service, process))
+        def lost(process: str) -> None:
+            self.emit(HelperLost(child.name, process, child.keepsake.text()))
+
+        self.watches.append(asyncio.create_task(watch_helpers(child, service.watch, lost)))
+        self.watch_ranks(child, service.ranks)
+
+    def watch_ranks(self, child: Child, ranks: Sequence[str]) -> None:
+        """An engine takes seconds to end when one of its ranks has; whoever sees the rank's own end knows first."""
+
+        async def lost(what: str) -> None:
+            await asyncio.sleep(WORDS)
+            self.emit(RankLost(child.name, what, child.keepsake.text()))
+
+        self.background(watch_ranks(child, ranks, lambda what: self.background(lost(what))))
 
     def environ(self) -> Mapping[str, str]:
         added = {variable.name: variable.value for variable in self.the_plan.env}

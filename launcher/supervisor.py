@@ -51,6 +51,11 @@ class Child:
         return not self.exited.done()
 
     @property
+    def code(self) -> int | None:
+        """Its exit code, once it has one."""
+        return self.exited.result() if self.exited.done() else None
+
+    @property
     def output_waits(self) -> bool:
         """Whether output of it has not been passed on yet, or more may come."""
         return any(pump.alive for pump in self.pumps)
@@ -311,38 +316,6 @@ class Supervisor:
             return psutil.Process().children(recursive=True)
         except (psutil.Error, OSError):
             return []
-
-    async def watch(self, child: Child, names: Sequence[str], on_lost: Callable[[str], None]) -> None:
-        """Call on_lost(name) the moment that a named descendant of the child ends.
-
-        Returns when all were seen (or the child ended); from then on the kernel tells of their end (pidfd_open(2)).
-        """
-        missing = set(names)
-        while missing and child.alive:
-            with contextlib.suppress(psutil.Error, OSError):
-                for process in psutil.Process(child.pid).children(recursive=True):
-                    name = process.name()
-                    if name in missing:
-                        missing.discard(name)
-                        self._watch_pid(process.pid, lambda name=name: on_lost(name))  # type: ignore[misc]
-            if missing:
-                await asyncio.sleep(0.25)
-
-    def _watch_pid(self, pid: int, on_end: Callable[[], None]) -> None:
-        try:
-            fd = os.pidfd_open(pid)
-        except ProcessLookupError:
-            on_end()
-            return
-        except OSError:
-            return  # no pidfd here (an old kernel, a sandbox): then nobody watches it, which is no failure of its own
-
-        def ended() -> None:
-            self._loop.remove_reader(fd)
-            os.close(fd)
-            on_end()
-
-        self._loop.add_reader(fd, ended)
 
     def _take_signals(self) -> None:
         for caught in kernel.read_signals(self._signalfd):

@@ -168,6 +168,7 @@ def test_the_data_is_stable_and_complete() -> None:
             "starts": "admitted",
             "after": [{"gate": "port-open", "host": "10.0.0.10", "port": 6379, "what": "the Ray head"}],
             "watch": ["raylet"],
+            "ranks": ["ray::RayWorker", "EngineCoreActor", "::Worker"],
         }
     ]
     assert data["main"] is None
@@ -185,6 +186,7 @@ def test_the_leaders_data_holds_its_gate_and_its_main_process() -> None:
         "serves": {"gate": "port-open", "host": "localhost", "port": 8000, "what": "vllm"},
         "asked_alone": True,
         "in_flight": "http://localhost:8000/metrics",
+        "ranks": ["::EngineCore", "::Worker", "::DPCoordinator", "::APIServer"],
     }
 
 
@@ -196,6 +198,7 @@ def test_a_main_process_that_serves_nowhere_says_so_in_the_data() -> None:
         "serves": None,
         "asked_alone": False,
         "in_flight": None,
+        "ranks": [],
     }
 
 

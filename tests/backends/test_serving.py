@@ -7,7 +7,7 @@ import pytest
 from backends.command import detect
 from backends.errors import ConfigError
 from backends.plan import Kind, Main, PortOpen
-from backends.serving import main_process
+from backends.serving import RANKS, VLLM_ON_RAY, main_process, ranks
 
 
 def process(line: str, kind: Kind = Kind.SERVER) -> Main:
@@ -35,7 +35,11 @@ def refusal(line: str) -> str:
 )
 def test_without_a_port_it_is_the_engines_own(line: str, engine: str, port: int) -> None:
     assert process(line) == Main(
-        tuple(line.split()), Kind.SERVER, serves=PortOpen("localhost", port, engine), asked_alone=True
+        tuple(line.split()),
+        Kind.SERVER,
+        PortOpen("localhost", port, engine),
+        asked_alone=True,
+        ranks=RANKS.get(engine, ()),
     )
 
 
@@ -113,7 +117,8 @@ def test_an_engine_that_listens_everywhere_is_asked_at_localhost_and_another_whe
     ],
 )
 def test_an_engine_without_a_port_that_can_be_known_serves_nowhere_and_is_asked_alone_nonetheless(line: str) -> None:
-    assert process(line) == Main(tuple(line.split()), Kind.SERVER, serves=None, asked_alone=True)
+    main = process(line)
+    assert (main.argv, main.serves, main.asked_alone) == (tuple(line.split()), None, True)
 
 
 @pytest.mark.parametrize(
@@ -156,3 +161,26 @@ def test_the_kind_is_as_given(line: str, kind: Kind) -> None:
 @pytest.mark.parametrize("start", ["vllm serve m", "sglang serve", "trtllm-serve m"])
 def test_a_port_or_host_that_the_engine_would_refuse_is_refused_here(start: str, flags: str, message: str) -> None:
     assert refusal(f"{start} {flags}") == message
+
+
+def test_the_processes_that_a_server_cannot_do_without_are_named() -> None:
+    assert "::EngineCore" in process("vllm serve m").ranks
+    assert "sglang::scheduler" in process("sglang serve --model-path m").ranks
+    assert process("sleep 1").ranks == ()
+
+
+def test_a_jobs_processes_may_end_before_it() -> None:
+    assert process("vllm serve m", Kind.JOB).ranks == ()
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "vllm serve m --enable-expert-parallel --enable-eplb --enable-elastic-ep",
+        "vllm serve m --data-parallel-external-lb --enable-fault-tolerance",
+        "sglang serve --model-path m --elastic-ep-backend mooncake",
+    ],
+)
+def test_an_engine_that_outlives_its_ranks_is_not_ended_with_them(line: str) -> None:
+    assert process(line).ranks == ()
+    assert ranks(detect(line.split()), Kind.SERVER, VLLM_ON_RAY) == ()

@@ -7,6 +7,7 @@ import pytest
 from backends.errors import ConfigError
 from backends.group import Group
 from backends.plan import EnvVar, InFlight, Kind, Main, Node, Options, Plan, PortOpen, RayNodes, Request, Service, Stage
+from backends.serving import RANKS, VLLM_ON_RAY
 from backends.vllm import plan_vllm
 
 PYTHON = "/opt/venv/bin/python3"
@@ -90,6 +91,7 @@ def test_the_leader_of_two_nodes_starts_the_head_waits_for_sixteen_gpus_and_serv
             Stage.ADMITTED,
             gates=(),
             watch=("gcs_server", "raylet"),
+            ranks=VLLM_ON_RAY,
         ),
     )
     assert plan.gates == (RayNodes("10.0.0.10:6379", (("10.0.0.10", 8), ("10.0.0.11", 8)), PYTHON),)
@@ -99,6 +101,7 @@ def test_the_leader_of_two_nodes_starts_the_head_waits_for_sixteen_gpus_and_serv
         serves=PortOpen("localhost", 8000, "vllm"),
         asked_alone=True,
         in_flight=InFlight("http://localhost:8000/metrics", GAUGES),
+        ranks=RANKS["vllm"],
     )
     assert plan.files == ()
     assert plan.decisions == (ON_RAY,)
@@ -127,6 +130,7 @@ def test_the_worker_of_two_nodes_starts_ray_when_the_head_listens_and_runs_nothi
             Stage.ADMITTED,
             gates=(PortOpen("10.0.0.10", 6379, "the Ray head"),),
             watch=("raylet",),
+            ranks=VLLM_ON_RAY,
         ),
     )
     assert plan.gates == ()
@@ -349,6 +353,7 @@ def test_a_vllm_in_a_group_of_one_drains_too() -> None:
             Kind.SERVER,
             serves=PortOpen("localhost", 8000, "vllm"),
             asked_alone=True,
+            ranks=RANKS["vllm"],
         ),
         decisions=(f"--shutdown-timeout 15: {WHY}",),
     )
@@ -561,6 +566,7 @@ def test_a_group_of_one_with_an_unknown_vllm_runs_the_command_unchanged_with_its
             Kind.SERVER,
             serves=PortOpen("localhost", 8000, "vllm"),
             asked_alone=True,
+            ranks=RANKS["vllm"],
         ),
     )
 

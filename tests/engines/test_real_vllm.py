@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from pathlib import Path
 
@@ -114,6 +115,23 @@ def test_a_worker_pod_killed_in_mid_service_ends_the_leader_at_once(vllm: Path, 
     leader, worker = done.pods()
     assert leader["termination_message"].startswith("stopped because worker 1: lost: the connection was closed")
     assert leader["ended"] - worker["ended"] < 15
+
+
+def rank_killed(vllm: Path, simulate: Simulate, sabotage: str = "") -> None:
+    # vLLM's own way takes seconds, and the leader's engine ends first: with 0, when it is alone.
+    script = f"{ASK} && kill -9 $(pgrep --ns $POD_1_PID --nslist pid -f '^(ray|VLLM)::.*Worker') && sleep 60"
+    done = simulate(
+        "--size=2", "--gpus-per-node=1", f"--then={script}", command=serve(vllm), limit=400, sabotage=sabotage, **ON_CPU
+    )  # fmt: skip
+    assert done.codes() == [75, 70], done.output[-3000:]
+    for pod in done.pods():
+        assert re.match(
+            r"stopped because worker 1: the engine's \S+ \(pid \d+\) (ended|exited 137)", pod["termination_message"]
+        )
+
+
+def test_a_killed_rank_of_a_worker_is_the_first_cause_in_both_pods(vllm: Path, simulate: Simulate) -> None:
+    rank_killed(vllm, simulate)
 
 
 # By size: what the leader says of the request in flight, and how many tokens it asks for. On 2 cores TP 2 makes some 10

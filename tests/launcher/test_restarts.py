@@ -152,3 +152,24 @@ def test_an_engine_that_breaks_off_when_the_leaders_is_asked_to_end_is_no_failur
         done = simulate("--size=2", SERVER, "--fault=term:0@serving+1s", command=command, limit=40)
     assert done.codes() == [0, 0]
     assert "stopped: SIGTERM from outside the pod" in done.log(1).splitlines()[-1]
+
+
+def last_word(simulate: Simulate, sabotage: str = "") -> None:
+    # Asked to stop while it still ends its engine, the leader will not lead again: nobody may wait for it.
+    slow = "trap 'sleep 3; exit 0' TERM; while :; do sleep 0.1; done"
+    done = simulate(
+        "--size=2", SERVER, "--max-restarts=1", "--fault=kill-engine:1@serving+1s", "--fault=term:0@serving+2s",
+        command=["sh", "-c", f"[ {{index}} = 0 ] || exec sleep 600; {slow}"], limit=20, sabotage=sabotage,
+    )  # fmt: skip
+    assert done.codes() == [75, 137]
+    assert "no restart in place: the leader has ended" in done.log(1)
+    assert "stopped because worker 1: the engine exited 137 (SIGKILL)" in done.log(0).splitlines()[-1]
+
+
+def test_a_leader_that_is_asked_to_stop_before_the_restart_takes_its_workers_along(simulate: Simulate) -> None:
+    last_word(simulate)
+
+
+def test_without_the_leaders_last_word_its_workers_wait_for_it(simulate: Simulate) -> None:
+    with pytest.raises(AssertionError):
+        last_word(simulate, sabotage="last_word")

@@ -44,12 +44,37 @@ def exit_zero_is_fine() -> None:
 
 def raylet_watch() -> None:
     """Nobody watches what `ray start --block` stands for."""
-    from launcher.supervisor import Supervisor
+    from launcher import lifecycle
 
-    async def blind(self: Supervisor, *_: object) -> None:
+    async def blind(*_: object) -> None:
         return
 
-    Supervisor.watch = blind  # type: ignore[method-assign,assignment]
+    lifecycle.watch_helpers = blind  # type: ignore[assignment]
+
+
+def rank_watch() -> None:
+    """Nobody watches the engine's own processes."""
+    from launcher.lifecycle import Pod
+
+    Pod.watch_ranks = lambda *_: None  # type: ignore[method-assign]
+
+
+def rank_names() -> None:
+    """A process that has its parent's name is taken for a rank."""
+    import psutil
+
+    psutil.Process.parent = lambda self: psutil.Process(1)  # type: ignore[method-assign]
+
+
+def last_word() -> None:
+    """A member starts anew without waiting for the leader's last word."""
+    from launcher.drain import Drain
+
+    async def parts(self: Drain, member: object, ending: object) -> object:
+        await member.close()  # type: ignore[attr-defined]
+        return ending
+
+    Drain.leave_leader = parts  # type: ignore[method-assign,assignment]
 
 
 def silence() -> None:
@@ -278,6 +303,13 @@ def resolving_anew() -> None:
         return known[host]
 
     resolver.resolve = remember
+
+
+def asking_soon() -> None:
+    """Whoever was not let in, or found no leader, asks again a minute later."""
+    from launcher.channel import member
+
+    member.SOON = lambda _: 60.0  # type: ignore[assignment,misc]
 
 
 def every_address() -> None:
