@@ -17,15 +17,14 @@ from launcher import exits, kernel
 from launcher.kernel import Caught
 from launcher.simulate import namespaces, policies
 from launcher.simulate.dns import serve_dns
-from launcher.simulate.faults.injection import inject
+from launcher.simulate.faults.injection import Injector
 from launcher.simulate.faults.previous import PreviousGroup
-from launcher.simulate.faults.schedule import INJECTED
 from launcher.simulate.life import Life
 from launcher.simulate.observer import Observer
 from launcher.simulate.publish import publish
 from launcher.simulate.result import exit_code, keep
 from launcher.simulate.screen import Screen
-from launcher.simulate.spec import GATEWAY, LEADER_READY, RECREATE, RESTART, STOP, Fault, Spec, load, order_file
+from launcher.simulate.spec import GATEWAY, LEADER_READY, RECREATE, RESTART, STOP, Spec, load
 from launcher.supervisor import Supervisor
 
 STRAGGLERS = 40.0  # longer than any pod's own --drain-timeout by default
@@ -45,6 +44,7 @@ class Cluster:
         self.generation = 0
         self.deleted = -1  # the newest generation whose group is deleted: nothing of it is created any more
         self.observer = Observer(spec, self.screen, self.pods, self.age)
+        self.injector = Injector(spec, self.screen, self.pods, self.observer.moments)
         self.previous: PreviousGroup | None = None
         self.stopping = 0
         self.then_code: int | None = None
@@ -70,11 +70,10 @@ class Cluster:
         )
         self.background(self.observer.watch_group())
         self.background(self.observer.probe_leader())
-        for fault in spec.faults:
-            if fault.what in INJECTED:
-                self.background(self.inject(fault))
-            elif fault.what == "late-dns":
-                self.screen.say(f"fault late-dns: no record of the leader until {fault.lasts:g} s after its start")
+        for fault in list(self.injector.ahead):
+            self.background(self.injector.inject(fault))
+        for fault in spec.faults_of("late-dns"):
+            self.screen.say(f"fault late-dns: no record of the leader until {fault.lasts:g} s after its start")
         if spec.then is not None:
             self.background(self.run_then(spec.then))
         while await self.live_one_generation():
@@ -82,6 +81,7 @@ class Cluster:
             self.screen.say(f"{RECREATE}: the group is recreated, with no backoff: generation {self.generation}")
         for task in self.tasks:
             task.cancel()
+        self.injector.tell_rest()
         self.screen.summary(self.lives)
         code = exit_code(spec, self.lives, self.then_code)
         keep(spec, self.lives, code, self.then_code, self.observer.state, self.screen.faults)
@@ -111,6 +111,7 @@ class Cluster:
     async def live_pod(self, index: int, generation: int) -> None:
         """One pod of a group, from its creation; with restarts of its container where the policy is None."""
         if not await self.may_be_created(index, generation):
+            self.screen.say(f"{member_name(index)} was never created: its group had ended before")
             return
         restarts = in_a_row = 0
         while True:
@@ -165,10 +166,14 @@ class Cluster:
     def start(self, index: int, generation: int) -> Life:
         spec = self.spec
         spec.directory_of(index, generation).mkdir()
-        order_file(spec, index).unlink(missing_ok=True)  # it was an earlier life's
-        argv = (sys.executable, "-m", "launcher.simulate.pod", f"{spec.directory}/spec.json", f"{index}")
-        child = self.supervisor.spawn(spec.host(index), (*argv, f"{generation}"), dict(os.environ), merge=True)
-        life = self.pods[index] = Life(spec, index, generation, child, self.age)
+        connected = int(self.injector.connected(spec.ip(index, generation)))
+        argv = (sys.executable, "-m", "launcher.simulate.pod", f"{spec.directory}/spec.json")
+        numbers = (f"{index}", f"{generation}", f"{connected}")
+        child = self.supervisor.spawn(spec.host(index), (*argv, *numbers), dict(os.environ), merge=True)
+        life = Life(spec, index, generation, child, self.age)
+        if index in self.pods:
+            self.injector.tell_of_new(life, self.pods[index])
+        self.pods[index] = life
         self.lives.append(life)
         return life
 
@@ -223,23 +228,12 @@ class Cluster:
         return records | (self.previous.records() if self.previous else {})
 
     def hidden(self, life: Life) -> bool:
-        """Whether late-dns keeps the record back: with restarts in place only at first, for the record stays."""
-        late = max((fault.lasts or 0.0 for fault in self.spec.faults_of("late-dns")), default=0.0)
-        kept = self.spec.restart_policy == RESTART and life.generation > 0
-        return life.index == 0 and not kept and self.age() < life.started + late
+        """Whether late-dns keeps the record back: from the pod's own start, whatever its container does."""
+        late = next((fault.lasts or 0.0 for fault in self.spec.faults_of("late-dns")), 0.0)
+        created = min(other.started for other in self.lives if other.ip == life.ip)
+        return life.index == 0 and self.age() < created + late
 
     # ------------------------------------------------------------------ what is done to the group
-
-    async def inject(self, fault: Fault) -> None:
-        await self.observer.moments[fault.since].wait()
-        await asyncio.sleep(fault.after)
-        while (life := self.pods.get(fault.index)) is None or (life.alive and life.pid() is None):
-            await asyncio.sleep(0.02)
-        pid = life.pid()
-        if pid is None or not life.alive:
-            self.screen.say(f"fault {fault.what}:{fault.index}: the pod is not there")
-            return
-        await inject(fault, life, pid, self.screen)
 
     async def run_then(self, script: str) -> None:
         """When the group serves: the user's command, in the group's network; then the group is deleted."""

@@ -8,6 +8,7 @@ import os
 import re
 import signal
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,15 +17,13 @@ from launcher.simulate.spec import PREVIOUS, Spec
 from launcher.supervisor import Child
 
 OWN = (b"[lwsrun ", b'{"time": ')  # how a launcher's own lines begin, by --log-format
-ASKED = re.compile(rb"SIG(?:TERM|INT) .*: stopping")
+ASKED = re.compile(rb"SIG(?:TERM|INT) .*: stopping|\bthe leader drains\b")
 # What a launcher says first when it learns of a failure, its own or a peer's; the second only when nobody asked it to.
-FAILED = re.compile(rb"stopped because|\blost: |\bwas lost\b")
+FAILED = re.compile(rb"stopped because|\blost: |\bwas lost\b|\brestart (?:\d+ of \d+ )?in place")
 STOPPING = re.compile(rb"asking the engine to end")
-
-
-def tells_of_request(line: bytes) -> bool:
-    """Whether it is a launcher's own line that says that the pod was asked to stop."""
-    return line.startswith(OWN) and ASKED.search(line) is not None
+RESTARTED = re.compile(rb"\brestart in place in \d")  # the last line of an epoch that ends so
+# Who was lost before the group formed has come back; or nothing had failed: the pod was asked to stop, or was done.
+WELL = re.compile(rb"\bgroup formed: |\bstopped: ")
 
 
 def tells_of_failure(line: bytes, asked: bool) -> bool:
@@ -32,8 +31,26 @@ def tells_of_failure(line: bytes, asked: bool) -> bool:
     return line.startswith(OWN) and bool(FAILED.search(line) or (STOPPING.search(line) and not asked))
 
 
+@dataclass
+class Epoch:
+    """A run of the engine in a pod, until a restart in place or the pod's end. Seconds since the simulation began.
+
+    noticed: when the pod first said that something had failed, of that which ended the epoch.
+    """
+
+    noticed: float | None = None
+    ended: float | None = None
+
+    def result(self) -> dict[str, float | None]:
+        return {"noticed": _rounded(self.noticed), "ended": _rounded(self.ended)}
+
+
+def _rounded(at: float | None) -> float | None:
+    return None if at is None else round(at, 3)
+
+
 class Life:
-    """noticed, ended: seconds since the simulation began. code: its exit code, None while it lives."""
+    """epochs: the last one ends with this life. code: its exit code, None while it lives."""
 
     def __init__(self, spec: Spec, index: int, generation: int, child: Child, age: Callable[[], float]) -> None:
         self.spec = spec
@@ -41,11 +58,10 @@ class Life:
         self.generation = generation
         self.child = child
         self.started = age()
-        self.ended: float | None = None
+        self.epochs = [Epoch()]
         self.code: int | None = None
         self._age = age
         self._asked = False
-        self._noticed: float | None = None
 
     @property
     def alive(self) -> bool:
@@ -65,11 +81,6 @@ class Life:
     @property
     def ip(self) -> str:
         return self.spec.ip(self.index, self.generation)
-
-    @property
-    def noticed(self) -> float | None:
-        """When it first said that something had failed. A pod that ends with 0 was asked, or was done: nothing had."""
-        return self._noticed if self.code else None
 
     def pid(self) -> int | None:
         """The pod's PID 1 as seen from the sandbox; the pod wrote it down."""
@@ -107,14 +118,22 @@ class Life:
         finally:
             if kept:
                 kept.close()
-        code = await self.child.exited
-        self.code, self.ended = code, self._age()
+        self.code = await self.child.exited
+        self.epochs[-1].ended = self._age()
 
     def _take(self, line: bytes, show: Callable[[Life, bytes], None]) -> None:
-        self._asked = self._asked or tells_of_request(line)
-        if self._noticed is None and tells_of_failure(line, self._asked):
-            self._noticed = self._age()
         show(self, line)
+        if not line.startswith(OWN):
+            return
+        self._asked = self._asked or ASKED.search(line) is not None
+        epoch = self.epochs[-1]
+        if tells_of_failure(line, self._asked):
+            epoch.noticed = self._age() if epoch.noticed is None else epoch.noticed
+        elif WELL.search(line):
+            epoch.noticed = None
+        if RESTARTED.search(line):
+            epoch.ended = self._age()
+            self.epochs.append(Epoch())
 
     def result(self) -> dict[str, Any]:
         """As result.json tells it."""
@@ -124,7 +143,7 @@ class Life:
             "generation": self.generation,
             "host": self.spec.host(self.index),
             "exit_code": self.code,
-            "noticed": None if self.noticed is None else round(self.noticed, 3),
-            "ended": None if self.ended is None else round(self.ended, 3),
+            **self.epochs[-1].result(),
+            "restarts": [epoch.result() for epoch in self.epochs[:-1]],
             "termination_message": report.read_text(errors="replace") if report.exists() else "",
         }

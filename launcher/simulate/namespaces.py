@@ -63,12 +63,13 @@ def connect(link: str, connected: bool) -> None:
     Off it, the pod keeps its address, its routes and its carrier; what it sends and what is sent to it is lost, and no
     TCP peer sees a FIN or RST.
     """
-    from pyroute2 import IPRoute
+    from pyroute2 import IPRoute, NetlinkError
 
     with IPRoute() as ip:
         bridge = ip.link_lookup(ifname="lws0")[0]
         for port in ip.link_lookup(ifname=link):
-            ip.link("set", index=port, master=bridge if connected else 0)
+            with contextlib.suppress(NetlinkError):  # the pod has just ended
+                ip.link("set", index=port, master=bridge if connected else 0)
 
 
 def remove_link(link: str) -> None:
@@ -81,8 +82,8 @@ def remove_link(link: str) -> None:
                 ip.link("del", index=port)
 
 
-def enter_pod(spec: Spec, index: int, generation: int) -> None:
-    """Leave the sandbox's namespaces for the pod's own, connected to the bridge by eth0.
+def enter_pod(spec: Spec, index: int, generation: int, connected: bool = True) -> None:
+    """Leave the sandbox's namespaces for the pod's own, connected to the bridge by eth0 or, as connect has it, not.
 
     The next child becomes the pod's PID 1.
     """
@@ -94,7 +95,8 @@ def enter_pod(spec: Spec, index: int, generation: int) -> None:
     with IPRoute() as outside:
         outside.link("add", ifname=outer, kind="veth", peer={"ifname": inside, "address": _mac(address)})
         port, inner = outside.link_lookup(ifname=outer)[0], outside.link_lookup(ifname=inside)[0]
-        outside.link("set", index=port, master=outside.link_lookup(ifname="lws0")[0], state="up")
+        bridge = outside.link_lookup(ifname="lws0")[0]
+        outside.link("set", index=port, master=bridge if connected else 0, state="up")
         kernel.unshare(CLONE_NEWNET | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWUTS | CLONE_NEWIPC)
         outside.link("set", index=inner, net_ns_pid=os.getpid())
     with IPRoute() as ip:

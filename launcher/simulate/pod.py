@@ -1,6 +1,6 @@
 """One pod: enters its namespaces, then becomes its PID 1, the launcher.
 
-`python -m launcher.simulate.pod SPEC INDEX GENERATION`
+`python -m launcher.simulate.pod SPEC INDEX GENERATION CONNECTED`, the last 0 where a partition goes on, else 1.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from launcher.simulate import namespaces
 from launcher.simulate.spec import Spec, load
 
 
-def main(spec_file: str, index: int, generation: int) -> None:
+def main(spec_file: str, index: int, generation: int, connected: int) -> None:
     kernel.die_with_parent()
     spec = load(Path(spec_file).read_text())
     if not spec.isolated:
         record(spec, index, generation, os.getpid())
         become_launcher(spec, index, generation)
-    namespaces.enter_pod(spec, index, generation)
+    namespaces.enter_pod(spec, index, generation, bool(connected))
     ready, go = os.pipe()
     pid = os.fork()
     if pid == 0:

@@ -16,7 +16,7 @@ def exit_code(spec: Spec, lives: Sequence[Life], then_code: int | None) -> int:
     """That of the pod that failed first of its own in the last generation; 75 only when no pod owns the failure."""
     newest = max((life.generation for life in lives), default=0)
     last = {life.index: life for life in lives if spec.restart_policy != RECREATE or life.generation == newest}
-    ended = sorted((life.ended or 0.0, life.code) for life in last.values() if life.code is not None)
+    ended = sorted((life.epochs[-1].ended or 0.0, life.code) for life in last.values() if life.code is not None)
     codes = [code for _, code in ended]
     own = [code for code in codes if code not in (exits.OK, exits.PEER_FAILED)]
     group = own[0] if own else max(codes, default=exits.OK)

@@ -73,10 +73,14 @@ class Screen:
             self._live.stop()
         self.say(f"{'pod':{self._width}}  {'member':11}  generation  noticed    ended      exit")
         for life in sorted(lives, key=lambda life: (life.generation, life.index)):
+            *restarted, last = life.epochs
+            ends = [(epoch, "restart in place") for epoch in restarted]
             if life.code is not None:
+                ends.append((last, f"{life.code:4}"))
+            for epoch, end in ends:
                 self.say(
                     f"{self._spec.host(life.index):{self._width}}  {life.name:11}  {life.generation:10}"
-                    f"  {seconds(life.noticed):>9}  {seconds(life.ended):>9}  {life.code:4}"
+                    f"  {seconds(epoch.noticed):>9}  {seconds(epoch.ended):>9}  {end}"
                 )
 
     def _prefix(self, name: str, colour: int) -> bytes:

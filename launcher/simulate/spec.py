@@ -29,7 +29,7 @@ class Fault:
     """One injected fault: what happens to which pod, `after` seconds past the moment `since` (start or a phase).
 
     lasts: seconds after which it is undone, None for never; for what only delays (slow-start, late-dns) and for
-    stale-leader it is how long. code: the exit code of engine-exit.
+    stale-leader it is how long. code: the exit code of engine-exit. text: as the user wrote it.
     """
 
     what: str
@@ -38,6 +38,7 @@ class Fault:
     after: float = 0.0
     lasts: float | None = None
     code: int | None = None
+    text: str = dataclasses.field(default="", compare=False)
 
 
 @dataclass(frozen=True)

@@ -2,100 +2,29 @@
 
 from __future__ import annotations
 
+import re
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import LWSRUN, Simulate, Simulation, start, wait_until
+from conftest import LWSRUN, Simulate, Simulation, wait_until
 
-from backends.errors import ConfigError
 from launcher.simulate import policies
-from launcher.simulate.faults.schedule import GRAMMAR, parse_fault, parse_scenario
 from launcher.simulate.life import tells_of_failure
-from launcher.simulate.spec import Fault
 
 SERVE = ["sleep", "600"]
 SERVER = "--kind=server"
-
-WRITTEN = {
-    "kill:1@10s": Fault("kill", 1, "start", 10.0),
-    "kill:1@10": Fault("kill", 1, "start", 10.0),
-    "kill:0@start+0.5s": Fault("kill", 0, "start", 0.5),
-    "kill:0@start": Fault("kill", 0, "start", 0.0),
-    "kill-engine:2@serving": Fault("kill-engine", 2, "serving", 0.0),
-    "term:1@formed+2m": Fault("term", 1, "formed", 120.0),
-    "late:2@500ms": Fault("late", 2, "start", 0.5),
-    "freeze:2@formed+5s": Fault("freeze", 2, "formed", 5.0),
-    "freeze:2@5s+20s": Fault("freeze", 2, "start", 5.0, 20.0),
-    "freeze:2@serving+5s+20s": Fault("freeze", 2, "serving", 5.0, 20.0),
-    "partition:1@8s": Fault("partition", 1, "start", 8.0),
-    "partition:1@serving+0s+5s": Fault("partition", 1, "serving", 0.0, 5.0),
-    "engine-exit:0@5s=0": Fault("engine-exit", 0, "start", 5.0, code=0),
-    "engine-exit:0@serving+1s=139": Fault("engine-exit", 0, "serving", 1.0, code=139),
-    "slow-start:2=30s": Fault("slow-start", 2, lasts=30.0),
-    "late-dns:3s": Fault("late-dns", lasts=3.0),
-    "stale-leader": Fault("stale-leader", lasts=5.0),
-    "stale-leader:7s": Fault("stale-leader", lasts=7.0),
-}
+RECREATE = "--restart-policy=RecreateGroupOnPodRestart"
 
 
-@pytest.mark.parametrize("text", WRITTEN)
-def test_a_fault_is_read_as_it_is_written(text: str) -> None:
-    assert parse_fault(text, size=3) == WRITTEN[text]
+def lives(done: Simulation) -> list[tuple[int, int, int]]:
+    return [(pod["generation"], pod["index"], pod["exit_code"]) for pod in done.pods()]
 
 
-@pytest.mark.parametrize(
-    ("text", "why"),
-    [
-        ("", "'' is no fault"),
-        ("explode:0@1s", "'explode' is no fault"),
-        ("kill", "'' is no INDEX from 0 to 2"),
-        ("kill:3@1s", "'3' is no INDEX from 0 to 2"),
-        ("kill:-1@1s", "'-1' is no INDEX"),
-        ("kill:²@1s", "'²' is no INDEX"),
-        ("kill:0", "it does not say when"),
-        ("kill:0@", "'' is no time"),
-        ("kill:0@never", "'never' is no time"),
-        ("kill:0@nan", "'nan' is no time"),
-        ("kill:0@-1s", "'-1s' is no time"),
-        ("kill:0@serving+", "'' is no time"),
-        ("kill:0@1s+2s", "kill cannot be undone"),
-        ("late:0@serving+1s+2s", "late cannot be undone"),
-        ("freeze:0@1s+2s+3s", "has too many parts"),
-        ("freeze:0@serving+1s+2s+3s", "has too many parts"),
-        ("engine-exit:0@5s", "'' is no exit code from 0 to 255"),
-        ("engine-exit:0@5s=256", "'256' is no exit code"),
-        ("slow-start:0", "'' is no time"),
-        ("slow-start:9=1s", "'9' is no INDEX"),
-        ("slow-start:0=1s@5s", "slow-start has no WHEN"),
-        ("late-dns", "'' is no time"),
-        ("late-dns:0@3s", "late-dns has no WHEN"),
-        ("stale-leader:", "'' is no time"),
-    ],
-)
-def test_what_is_no_fault_is_told_with_the_part_that_is_wrong_and_the_grammar(text: str, why: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        parse_fault(text, size=3)
-    (fault,) = error.value.faults
-    assert fault.found.startswith(f"--fault {text!r}: ")
-    assert why in fault.found
-    assert fault.expected == GRAMMAR
-
-
-def test_a_scenario_has_one_fault_a_line_with_comments_and_blank_lines() -> None:
-    text = "# a bad day\n\nkill:1@10s\n  freeze:2@5s+20s   # and back\n"
-    assert parse_scenario(text, "day.txt", size=3) == [
-        Fault("kill", 1, "start", 10.0),
-        Fault("freeze", 2, "start", 5.0, 20.0),
-    ]
-
-
-def test_every_bad_line_of_a_scenario_is_told_with_its_number() -> None:
-    with pytest.raises(ConfigError) as error:
-        parse_scenario("kill:1@10s\nkill:7@1s # no such pod\n\nboom\n", "day.txt", size=3)
-    assert [fault.found.partition(" ")[0] for fault in error.value.faults] == ["day.txt:2:", "day.txt:4:"]
+def what_happened(done: Simulation) -> list[str]:
+    return [fault["what"] for fault in done.result["faults"]]
 
 
 def test_a_container_is_restarted_at_once_and_then_with_the_kubelets_backoff() -> None:
@@ -113,6 +42,8 @@ def test_a_container_is_restarted_at_once_and_then_with_the_kubelets_backoff() -
         (b"[lwsrun 10:00:00.000 worker 2] asking the engine to end; it has 5.0 s", True, False),
         (b"[lwsrun 10:00:00.000 worker 2] ERROR: stopped because worker 1: the engine exited 3", True, True),
         (b'{"time": "x", "message": "stopped because worker 1: the engine exited 3"}', False, True),
+        (b"[lwsrun 10:00:00.000 leader] WARNING: restart 1 of 2 in place (--max-restarts)", False, True),
+        (b"[lwsrun 10:00:00.000 worker 2] WARNING: restart in place in 0.7 s, because worker 1: left", False, True),
         (b"[lwsrun 10:00:00.000 worker 2] running: sleep 600", False, False),
         (b"the engine's own words: stopped because it was lost: it says", False, False),
     ],
@@ -127,7 +58,7 @@ def test_a_pod_that_is_frozen_for_less_than_the_peer_timeout_lives_on(simulate: 
     faults = ("--fault=freeze:1@serving+0s+2s", "--fault=term:0@serving+4s")
     done = simulate("--size=2", SERVER, "--peer-timeout=20s", *faults, command=SERVE)
     assert done.codes() == [0, 0]
-    assert [fault["what"] for fault in done.result["faults"]] == [
+    assert what_happened(done) == [
         "fault freeze: SIGSTOP in the pod of worker 1",
         "fault freeze is over: SIGCONT in the pod of worker 1",
         "fault term: SIGTERM in the pod of the leader",
@@ -159,9 +90,12 @@ else:
 """
 
 
-def test_a_partition_is_silent_so_that_an_open_connection_outlives_it(simulate: Simulate) -> None:
+@pytest.mark.parametrize("shorter", [(), ("--fault=partition:1@serving+1s+300ms",)])
+def test_a_partition_is_silent_so_that_an_open_connection_outlives_it(
+    simulate: Simulate, shorter: tuple[str, ...]
+) -> None:
     talk = [sys.executable, "-c", TALK, "{leader_ip}", "{index}"]
-    done = simulate("--size=2", "--peer-timeout=30s", "--fault=partition:1@serving+1s+2s", command=talk)
+    done = simulate("--size=2", "--peer-timeout=30s", "--fault=partition:1@serving+1s+2s", *shorter, command=talk)
     assert done.codes() == [0, 0]
     assert done.said(0) == ["50 lines; silent for long"]
 
@@ -171,6 +105,81 @@ def test_a_partition_that_lasts_is_noticed_on_both_sides_by_silence_alone(simula
     assert done.codes() == [75, 75]
     assert "stopped because worker 1: lost: nothing was heard from it" in done.log(0)
     assert "stopped because the leader: lost: nothing was heard from it" in done.log(1)
+
+
+def test_a_partition_goes_on_when_the_container_behind_it_is_restarted(simulate: Simulate) -> None:
+    faults = ("--fault=partition:1@serving+0s+12s", "--fault=kill:1@serving+1s")
+    done = simulate(
+        "--size=2", SERVER, "--peer-timeout=2s", "--restart-policy=None", *faults, "--then=sleep 18", command=SERVE
+    )
+    assert what_happened(done) == [
+        "fault partition: the link of the pod of worker 1 drops everything",
+        "fault kill: SIGKILL in the pod of worker 1",
+        "fault partition goes on: the link of the pod of worker 1 is cut",
+        "fault partition is over: the link of the pod of worker 1 carries again",
+    ]
+    second = (done.directory / "sim-0-1.1.log").read_text()
+    formed = re.search(r"group formed: 2 of 2 after ([\d.]+) s", second)
+    assert formed is not None
+    assert float(formed[1]) > 7, "the leader was back long before, but not the link"
+
+
+def test_a_recreated_pod_has_neither_the_partition_nor_the_freeze_of_its_predecessor(simulate: Simulate) -> None:
+    faults = ("--fault=partition:1@serving", "--fault=freeze:2@serving", "--fault=kill:2@serving+4s")
+    done = simulate("--size=3", SERVER, "--peer-timeout=2s", RECREATE, *faults, "--then=sleep 14", command=SERVE)
+    assert "fault partition is over: the pod of worker 1 is a new one" in what_happened(done)
+    assert "fault freeze is over: the new pod of worker 2 runs" in what_happened(done)
+    assert [code for generation, _, code in lives(done) if generation == 1] == [0, 0, 0]
+
+
+def test_a_restarted_container_is_not_frozen_as_the_one_before_it(simulate: Simulate) -> None:
+    faults = ("--fault=freeze:1@serving", "--fault=kill:1@serving+1s")
+    done = simulate("--size=2", SERVER, "--restart-policy=None", *faults, "--then=sleep 6", command=SERVE)
+    assert what_happened(done)[-1] == "fault freeze is over: the new container of worker 1 runs"
+    assert lives(done)[-1] == (1, 1, 0)
+
+
+def test_of_two_freezes_the_longer_one_counts(simulate: Simulate) -> None:
+    faults = ("--fault=freeze:1@serving+0s+5s", "--fault=freeze:1@serving+0s+1s", "--fault=term:0@serving+3s")
+    done = simulate("--size=2", SERVER, "--peer-timeout=20s", *faults, command=SERVE)
+    assert done.codes() == [0, 0]
+    assert what_happened(done) == [
+        "fault freeze: SIGSTOP in the pod of worker 1",
+        "fault freeze: SIGSTOP in the pod of worker 1",
+        "fault freeze is over, another one in the pod of worker 1 goes on",
+        "fault term: SIGTERM in the pod of the leader",
+        "fault freeze is over: SIGCONT in the pod of worker 1",
+    ]
+    begun, _, _, _, over = (fault["at"] for fault in done.result["faults"])
+    assert over - begun >= 4.9
+
+
+def test_what_does_not_happen_is_told_with_its_reason(simulate: Simulate) -> None:
+    # A group that never forms: worker 2 is not created before all others have ended.
+    faults = [
+        "late:2@600s", "kill:2@500ms", "kill:1@3s", "term:1@4s", "kill-engine:0@4s", "engine-exit:0@4s=3",
+        "kill:0@5s", "freeze:0@600s", "kill-engine:1@serving",
+    ]  # fmt: skip
+    done = simulate("--size=3", SERVER, *(f"--fault={fault}" for fault in faults), command=SERVE)
+    assert lives(done) == [(0, 0, 137), (0, 1, 137)]
+    told = what_happened(done)
+    assert "fault kill:2@500ms waits until worker 2 is created" in told
+    assert [line.removeprefix("fault ") for line in told if "did not happen" in line] == [
+        "term:1@4s did not happen: worker 1 has already ended",
+        "kill-engine:0@4s did not happen: nothing runs under the launcher of the leader",
+        "kill:2@500ms did not happen: worker 2 was never created",
+        "freeze:0@600s did not happen: the simulation had ended by then",
+        "kill-engine:1@serving did not happen: the group was not seen to be serving",
+        "engine-exit:0@4s=3 did not happen: no engine was there to end so",
+    ]
+    assert "worker 2 was never created: its group had ended before" in done.output
+
+
+def test_a_fault_finds_no_process_where_a_container_waits_for_its_restart(simulate: Simulate) -> None:
+    # The second restart comes only after 10 s.
+    faults = ("--fault=kill:0@2s", "--fault=kill:0@5s", "--fault=kill:0@7s", "--fault=kill:0@8s")
+    done = simulate("--size=1", SERVER, "--restart-policy=None", *faults, command=SERVE, limit=9)
+    assert "fault kill:0@7s did not happen: the container of the leader waits for its restart" in done.output
 
 
 @pytest.mark.parametrize(("code", "pods"), [(0, [75, 70]), (3, [75, 3])])
@@ -211,6 +220,14 @@ def test_dns_denies_a_leader_whose_record_is_late(simulate: Simulate) -> None:
     assert "NXDOMAIN" in done.log(1)
 
 
+def test_late_dns_counts_from_the_pods_start_whatever_its_container_does(simulate: Simulate) -> None:
+    faults = ("--fault=late-dns:12s", "--fault=kill:0@2s")
+    done = simulate("--size=2", SERVER, "--restart-policy=None", *faults, "--then=true", command=SERVE)
+    joined = re.search(r"joined the leader at \S+ \(run \w+\) after ([\d.]+) s", done.log(1))
+    assert joined is not None
+    assert float(joined[1]) > 8, "the leader was back long before, but not its record"
+
+
 def test_a_stale_leader_refuses_until_it_has_gone_and_the_name_is_the_real_ones(simulate: Simulate) -> None:
     done = simulate("--size=2", "--report-every=1s", "--fault=stale-leader:6s", command=["true"])
     assert done.codes() == [0, 0]
@@ -228,6 +245,34 @@ def test_the_result_tells_when_each_pod_noticed_the_failure(simulate: Simulate) 
     assert "generation  noticed" in done.output
 
 
+def test_the_result_tells_of_each_restart_in_place_when_its_failure_was_noticed(simulate: Simulate) -> None:
+    faults = ("--fault=kill-engine:1@serving", "--fault=kill-engine:1@serving+5s")
+    done = simulate("--size=2", SERVER, "--max-restarts=1", *faults, command=SERVE)
+    first, second = (fault["at"] for fault in done.result["faults"])
+    for pod in done.pods():
+        (restart,) = pod["restarts"]
+        assert first <= restart["noticed"] <= restart["ended"] < second <= pod["noticed"] <= pod["ended"]
+    assert done.output.count("restart in place\n") == 2, "a line of its own for each pod in the summary"
+
+
+def test_a_pod_that_is_asked_to_stop_after_a_restart_in_place_ended_well(simulate: Simulate) -> None:
+    done = simulate(
+        "--size=2", SERVER, "--max-restarts=1", "--fault=kill-engine:1@serving", "--then=sleep 5", command=SERVE
+    )
+    assert [(pod["noticed"], len(pod["restarts"])) for pod in done.pods()] == [(None, 1), (None, 1)]
+
+
+def test_a_worker_lost_and_replaced_before_the_group_forms_is_not_the_failure_that_ended_it(
+    simulate: Simulate,
+) -> None:
+    faults = ("--fault=late:2@8s", "--fault=kill:1@3s", "--fault=kill-engine:2@serving+1s")
+    done = simulate("--size=3", SERVER, "--restart-policy=None", "--max-recreations=1", *faults, command=SERVE)
+    assert "worker 1 at 10.244.0.11 lost" in done.log(0)
+    leader = done.pods()[0]
+    assert leader["exit_code"] == 75
+    assert leader["noticed"] >= done.result["faults"][-1]["at"]
+
+
 def test_a_group_that_is_asked_to_stop_has_noticed_no_failure(simulate: Simulate) -> None:
     done = simulate("--size=2", SERVER, "--then=true", command=SERVE)
     assert [pod["noticed"] for pod in done.pods()] == [None, None]
@@ -239,38 +284,6 @@ def test_a_scenario_file_and_faults_of_the_command_line_add_up(simulate: Simulat
     done = simulate("--size=3", SERVER, f"--scenario={scenario}", "--fault=late:2@2s", command=SERVE)
     assert done.codes() == [75, 137, 75]
     assert len(done.result["faults"]) == 2
-
-
-def test_everything_that_is_wrong_with_the_faults_is_told_at_once(tmp_path: Path) -> None:
-    scenario = tmp_path / "day.txt"
-    scenario.write_text("\nkill:7@1s\n")
-    options = ("--size=2", "--fault=boom", f"--scenario={scenario}")
-    done = start("simulate", *options, "--", "true")
-    assert done.returncode == 78
-    assert "--fault 'boom'" in done.stderr
-    assert f"{scenario}:2:" in done.stderr
-    assert done.stderr.count("WHAT:INDEX@WHEN") == 1
-
-
-@pytest.mark.parametrize(
-    ("options", "why"),
-    [
-        (("--size=2", "--scenario=/does/not/exist"), "--scenario /does/not/exist: No such file"),
-        (("--size=1", "--fault=stale-leader"), "stale-leader in a group of one"),
-        (("--size=2", "--isolation=loopback", "--fault=partition:1@1s"), "plain loopback has neither links nor DNS"),
-    ],
-)
-def test_a_fault_that_cannot_happen_is_a_configuration_error(options: tuple[str, ...], why: str) -> None:
-    done = start("simulate", *options, "--", "true")
-    assert done.returncode == 78
-    assert why in done.stderr
-
-
-def lives(done: Simulation) -> list[tuple[int, int, int]]:
-    return [(pod["generation"], pod["index"], pod["exit_code"]) for pod in done.pods()]
-
-
-RECREATE = "--restart-policy=RecreateGroupOnPodRestart"
 
 
 def test_a_container_that_exits_has_its_whole_group_recreated_at_new_addresses(simulate: Simulate) -> None:
@@ -344,6 +357,6 @@ def test_with_leader_ready_the_workers_are_created_when_the_leader_is_ready(simu
 
 
 def test_with_leader_ready_a_leader_that_waits_for_its_workers_waits_for_ever(simulate: Simulate) -> None:
-    done = simulate("--size=2", "--startup-policy=LeaderReady", "--fault=term:0@5s", command=["true"])
+    done = simulate("--size=2", "--startup-policy=LeaderReady", "--fault=term:0@10s", command=["true"])
     assert [pod["index"] for pod in done.pods()] == [0]
     assert "LeaderReady: no workers yet (gathering: waiting for worker 1" in done.output

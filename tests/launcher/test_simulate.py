@@ -152,6 +152,24 @@ def test_a_fault_that_cannot_be_understood_is_a_configuration_error(fault: str) 
     assert "WHAT:INDEX@WHEN" in done.stderr
 
 
+def test_a_pods_start_loads_nothing_of_the_simulation_and_no_engine() -> None:
+    argv = [sys.executable, "-X", "importtime", "-m", "launcher", "start", "--size=1", "--", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 0
+    loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "launcher.lifecycle" in loaded
+    heavy = ("launcher.simulate", "rich", "pyroute2", "ray", "torch", "paramiko")
+    assert not [name for name in loaded if name.startswith(tuple(f"{module}." for module in heavy)) or name in heavy]
+
+
+def test_a_simulation_without_its_libraries_says_what_to_install() -> None:
+    without = "import sys; sys.modules['rich'] = None; from launcher.cli import run; run()"
+    argv = [sys.executable, "-c", without, "simulate", "--size=2", "--", "true"]
+    done = subprocess.run(argv, capture_output=True, text=True, timeout=30)
+    assert done.returncode == 78
+    assert done.stderr == "lwsrun: simulate needs rich\nlwsrun:   to do: pip install 'lwsrun[simulate]'\n"
+
+
 def below(pid: int) -> list[list[str]]:
     found = []
     for child in psutil.Process(pid).children(recursive=True):

@@ -58,7 +58,7 @@ class PreviousGroup:
         self.screen.say("fault stale-leader: an earlier group forms first")
         for index in range(self.spec.size):
             self.spec.directory_of(index, PREVIOUS).mkdir()
-            argv = (sys.executable, "-m", "launcher.simulate.pod", str(file), str(index), str(PREVIOUS))
+            argv = (sys.executable, "-m", "launcher.simulate.pod", str(file), str(index), str(PREVIOUS), "1")
             child = self.supervisor.spawn(self.spec.host(index), argv, dict(os.environ), merge=True)
             life = Life(self.spec, index, PREVIOUS, child, self.age)
             self.lives.append(life)
