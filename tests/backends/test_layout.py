@@ -36,53 +36,92 @@ def test_a_layout_that_uses_every_gpu_of_the_group_is_taken(axes: list[tuple[str
 
 
 @pytest.mark.parametrize(
-    ("axes", "gpus", "lines"),
+    ("axes", "gpus", "found", "remedy"),
     [
         (
             [("TP", 16), ("PP", 1)],
             (4, 4),
-            [
-                "TP 16 × PP 1 needs 16 GPUs; the group has 2 nodes × 4 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 4 nodes with 4 GPUs each",
-            ],
+            "TP 16 × PP 1 needs 16 GPUs; the group has 2 nodes × 4 = 8. Fits: TP 8 × PP 1, TP 4 × PP 2.",
+            "make it a group of 4 nodes with 4 GPUs each or 2 nodes with 8 GPUs each",
         ),
         (
             [("TP", 8), ("PP", 3)],
             (8, 8),
-            [
-                "TP 8 × PP 3 needs 24 GPUs; the group has 2 nodes × 8 = 16",
-                "  to do: fits: TP 16 × PP 1, TP 8 × PP 2; or a group of 3 nodes with 8 GPUs each",
-            ],
-        ),
-        (
-            [("TP", 2), ("PP", 2), ("PCP", 3)],
-            (4, 4),
-            [
-                "TP 2 × PP 2 × PCP 3 needs 12 GPUs; the group has 2 nodes × 4 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 3 nodes with 4 GPUs each",
-            ],
+            "TP 8 × PP 3 needs 24 GPUs; the group has 2 nodes × 8 = 16. Fits: TP 16 × PP 1, TP 8 × PP 2.",
+            "make it a group of 3 nodes with 8 GPUs each",
         ),
         (
             [("TP", 16), ("PP", 1)],
             (8,),
-            [
-                "TP 16 × PP 1 needs 16 GPUs; the group has 1 node × 8 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8;"
-                " or a group of 2 nodes with 8 GPUs each",
-            ],
+            "TP 16 × PP 1 needs 16 GPUs; the group has 1 node × 8 = 8."
+            " Fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8.",
+            "make it a group of 2 nodes with 8 GPUs each",
+        ),
+        (
+            [("TP", 8), ("PP", 1)],
+            (8, 8),
+            "TP 8 × PP 1 needs 8 GPUs; the group has 2 nodes × 8 = 16. Fits: TP 16 × PP 1, TP 8 × PP 2.",
+            "make it a group of 1 node with 8 GPUs each or 2 nodes with 4 GPUs each",
+        ),
+        (
+            [("TP", 8), ("PP", 1), ("DP", 4)],
+            (8, 8),
+            "TP 8 × PP 1 × DP 4 needs 32 GPUs; the group has 2 nodes × 8 = 16. Fits: TP 8 × PP 1 × DP 2,"
+            " TP 4 × PP 1 × DP 4, TP 16 × PP 1 × DP 1, TP 8 × PP 2 × DP 1.",
+            "make it a group of 4 nodes with 8 GPUs each",
+        ),
+        (
+            [("TP", 2), ("PP", 2), ("PCP", 3)],
+            (4, 4),
+            "TP 2 × PP 2 × PCP 3 needs 12 GPUs; the group has 2 nodes × 4 = 8. Fits: TP 2 × PP 2 × PCP 2,"
+            " TP 4 × PP 2 × PCP 1, TP 2 × PP 1 × PCP 4, TP 1 × PP 2 × PCP 4.",
+            "make it a group of 3 nodes with 4 GPUs each or 2 nodes with 6 GPUs each",
+        ),
+        (
+            [("TP", 6)],
+            (4, 4),
+            "TP 6 needs 6 GPUs; the group has 2 nodes × 4 = 8. Fits: TP 8 × PP 1, TP 4 × PP 2.",
+            "make it a group of 2 nodes with 3 GPUs each",
+        ),
+        (
+            [("TP", 16)],
+            (4, 8),
+            "TP 16 needs 16 GPUs; the group has 2 nodes with 4 + 8 = 12. Fits: TP 12 × PP 1.",
+            "make it a group of 2 nodes with 8 GPUs each",
         ),
     ],
 )
-def test_too_large_a_layout_is_refused_with_the_sum_and_what_fits(
-    axes: list[tuple[str, int]], gpus: tuple[int, ...], lines: list[str]
+def test_a_layout_that_does_not_fit_is_refused_with_the_sum_and_what_fits(
+    axes: list[tuple[str, int]], gpus: tuple[int, ...], found: str, remedy: str
 ) -> None:
-    assert refusal(axes, *gpus).splitlines() == lines
+    assert refusal(axes, *gpus).splitlines() == [found, f"  to do: set one of these, or {remedy}"]
 
 
-def test_too_small_a_layout_is_refused_because_gpus_would_idle() -> None:
-    lines = refusal([("TP", 8), ("PP", 1)], 8, 8).splitlines()
-    assert lines[0] == "TP 8 × PP 1 needs 8 GPUs; the group has 2 nodes × 8 = 16"
-    assert lines[1].startswith("  to do: fits: TP 16 × PP 1, TP 8 × PP 2; or a group of 1 node")
+def test_where_no_other_group_has_just_the_gpus_none_is_proposed() -> None:
+    assert refusal([("TP", 7), ("PP", 1)], 4, 4).splitlines()[1:] == ["  to do: set one of these"]
+
+
+def test_an_axis_that_is_not_used_is_not_mentioned() -> None:
+    assert "DP" not in refusal([("TP", 16), ("PP", 1), ("DP", 1)], 4, 4)
+
+
+@pytest.mark.parametrize("gpus", [(8,), (4, 4), (8, 8, 8), (0, 8, 8), (8, 4), (6, 6), (1, 1, 1, 1)])
+@pytest.mark.parametrize("axes", [[("TP", 9)], [("TP", 64), ("PP", 1)], [("TP", 5), ("PP", 1), ("DP", 3)]])
+def test_every_proposed_layout_is_one_that_is_taken(axes: list[tuple[str, int]], gpus: tuple[int, ...]) -> None:
+    proposed = fitting(nodes(*gpus), axes)
+    assert proposed
+    for layout in proposed:
+        pairs = (part.split() for part in layout.split(" × "))
+        check_layout([(name, int(degree)) for name, degree in pairs], nodes(*gpus))
+
+
+def test_a_replica_never_shares_a_node_with_a_part_of_another() -> None:
+    assert fitting(nodes(6, 6), [("TP", 4), ("PP", 1), ("DP", 4)]) == [
+        "TP 3 × PP 1 × DP 4",
+        "TP 12 × PP 1 × DP 1",
+        "TP 6 × PP 1 × DP 2",
+        "TP 2 × PP 1 × DP 6",
+    ]
 
 
 def test_one_gpu_is_written_in_the_singular() -> None:

@@ -274,12 +274,12 @@ def test_a_layout_that_fits_is_run_as_the_user_wrote_it(flags: str) -> None:
 def test_a_layout_that_does_not_fit_is_refused_before_anything_starts(
     flags: str, gpus: tuple[int, ...], first: str
 ) -> None:
-    assert refusal(request(f"vllm serve m {flags}", gpus=gpus)).splitlines()[0] == first
+    assert refusal(request(f"vllm serve m {flags}", gpus=gpus)).startswith(f"{first}. Fits: ")
 
 
 def test_the_refusal_says_what_fits() -> None:
     text = refusal(request("vllm serve m -tp 16", gpus=(4, 4)))
-    assert "to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 4 nodes" in text
+    assert "Fits: TP 8 × PP 1, TP 4 × PP 2." in text
 
 
 @pytest.mark.parametrize(
@@ -594,12 +594,11 @@ def test_a_group_of_one_may_use_what_the_node_has_or_less(flags: str, gpus: int)
 @pytest.mark.parametrize(
     ("flags", "first"),
     [
-        ("-tp 16", "TP 16 × PP 1 × DP 1 needs 16 GPUs; the group has 1 node × 8 = 8"),
+        ("-tp 16", "TP 16 × PP 1 needs 16 GPUs; the group has 1 node × 8 = 8"),
         ("-tp 8 -dp 2", "TP 8 × PP 1 × DP 2 needs 16 GPUs; the group has 1 node × 8 = 8"),
-        ("-tp 8 -pp 2 -pcp 2", "TP 8 × PP 2 × PCP 2 × DP 1 needs 32 GPUs; the group has 1 node × 8 = 8"),
+        ("-tp 8 -pp 2 -pcp 2", "TP 8 × PP 2 × PCP 2 needs 32 GPUs; the group has 1 node × 8 = 8"),
     ],
 )
 def test_a_group_of_one_cannot_use_more_than_the_node_has(flags: str, first: str) -> None:
     text = refusal(request(f"vllm serve m {flags}", gpus=(8,)))
-    assert text.splitlines()[0] == first
-    assert "to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8; or a group of" in text
+    assert text.startswith(f"{first}. Fits: ")
