@@ -10,10 +10,30 @@ from backends.group import Group
 
 
 @dataclass(frozen=True)
+class Gid:
+    """One RoCE v2 entry of an RDMA port's address table. own: an interface of this pod has the address."""
+
+    index: int
+    address: str
+    own: bool
+
+
+@dataclass(frozen=True)
+class RdmaPort:
+    """An active port of an RDMA device that this pod may open. link is "InfiniBand" or "Ethernet" (RoCE)."""
+
+    device: str
+    port: str
+    link: str
+    gids: tuple[Gid, ...] = ()
+
+
+@dataclass(frozen=True)
 class Node:
     """What a pod knows of itself, or what is assumed of it before it is known.
 
-    gpus counts devices; shm_bytes is the size of /dev/shm; ray is the version of the image's Ray or None.
+    gpus counts devices; shm_bytes is the size of /dev/shm; ray is the version of the image's Ray or None; interface
+    is the one that routes to the leader, interfaces the names of all that the pod has.
     """
 
     ip: str
@@ -21,6 +41,8 @@ class Node:
     gpus: int
     gpus_from: str = "assumed"
     interface: str | None = None
+    interfaces: tuple[str, ...] = ()
+    rdma: tuple[RdmaPort, ...] = ()
     shm_bytes: int | None = None
     python: str = "python3"
     engine_version: str | None = None

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from backends.command import detect
 from backends.errors import ConfigError, Fault
+from backends.fabric import connected
 from backends.generic import plan_generic
 from backends.placeholders import expand_all
 from backends.plan import EnvVar, Options, Plan, Request
@@ -15,6 +16,7 @@ from backends.vllm import plan_vllm
 
 PLANNERS: dict[str, Callable[[Request], Plan]] = {"vllm": plan_vllm, "ray": plan_ray, "generic": plan_generic}
 NAMES = ("auto", *PLANNERS)
+GIVEN = "--env"  # the reason of a variable that the user gave
 
 
 def backend_of(argv: tuple[str, ...], options: Options) -> str:
@@ -58,8 +60,8 @@ def make_plan(request: Request) -> Plan:
                 "a later version will; --backend generic runs the command unchanged on every pod",
             )
         )
-    plan = planner(request)
+    plan = connected(planner(request), request)
     values = expand_all(tuple(value for _, value in request.options.env), request)
-    added = tuple(EnvVar(name, value, "--env") for (name, _), value in zip(request.options.env, values, strict=True))
+    added = tuple(EnvVar(name, value, GIVEN) for (name, _), value in zip(request.options.env, values, strict=True))
     names = {variable.name for variable in added}
     return replace(plan, env=(*(v for v in plan.env if v.name not in names), *added))

@@ -142,7 +142,8 @@ def lwsrun(context: click.Context) -> None:
 @click.option("--pod-ip", show_envvar=True,
               help="This pod's address. Default: by its host name; on workers the route to the leader.")  # fmt: skip
 @click.option("--gpus-per-node", type=click.IntRange(0), default=None, show_envvar=True,
-              help="GPUs of this node. Default: CUDA_VISIBLE_DEVICES, else NVML.")  # fmt: skip
+              help="GPUs of this node. Default: CUDA_VISIBLE_DEVICES, else NVML (MIG instances), else what the runtime"
+              " handed in.")  # fmt: skip
 @backend_options
 @timing_options(drain_delay="5s")
 @click.option("--mismatch", type=click.Choice(["refuse", "warn"]), default="refuse", show_default=True,

@@ -1,9 +1,8 @@
-"""What this pod knows of itself: address, GPUs, /dev/shm, and which engine and Ray its image holds."""
+"""What this pod knows of itself: address, wiring, GPUs, /dev/shm, and which engine and Ray its image holds."""
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import ipaddress
 import json
 import os
@@ -16,6 +15,8 @@ import psutil
 from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.plan import Node
+from launcher.fabric import interface_of, interfaces, rdma_ports
+from launcher.gpus import ask_nvml, look_at_gpus
 from launcher.settings import Settings
 from launcher.supervisor import CannotStart, Supervisor, locate
 
@@ -33,8 +34,11 @@ print(json.dumps({n: v(n) for n in sys.argv[1:]} | {"python": "%d.%d.%d" % sys.v
 async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node:
     """This pod's Node. Versions are asked only where the backend decides by them. Raises ConfigError."""
     # In threads: a driver that wakes up or a resolver that hangs must not keep a signal waiting.
-    gpus, source, model, driver = await asyncio.to_thread(look_at_gpus, settings)
+    driver = await asyncio.to_thread(ask_nvml)
+    gpus = look_at_gpus(settings.environ, settings.gpus_per_node, driver)
     ip = await asyncio.to_thread(own_ip, settings)
+    wired = interfaces()
+    own = frozenset(address for addresses in wired.values() for address in addresses)
     python = image_python(settings.argv, settings.environ)
     versions: dict[str, str | None] = {}
     if backend in ("vllm", "ray") and settings.argv:
@@ -42,14 +46,17 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
     return Node(
         ip=ip,
         hostname=socket.gethostname(),
-        gpus=gpus,
-        gpus_from=source,
+        gpus=gpus.count,
+        gpus_from=gpus.source,
+        interface=interface_of(ip, wired),
+        interfaces=tuple(wired),
+        rdma=await asyncio.to_thread(rdma_ports, own),
         shm_bytes=shm_bytes(),
         python=python,
         engine_version=versions.get("vllm") if backend == "vllm" else None,
         ray=versions.get("ray"),
-        gpu_model=model,
-        driver=driver,
+        gpu_model=gpus.model,
+        driver=gpus.driver,
         python_version=versions.get("python"),
     )
 
@@ -82,38 +89,6 @@ def own_ip(settings: Settings) -> str:
         except OSError:
             continue
     return "127.0.0.1"
-
-
-def look_at_gpus(settings: Settings) -> tuple[int, str, str | None, str | None]:
-    """The GPUs that the engine will see, how that is known, and by NVML their model and driver."""
-    devices, model, driver = ask_nvml()
-    if settings.gpus_per_node is not None:
-        return settings.gpus_per_node, "--gpus-per-node", model, driver
-    visible = settings.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is not None:
-        names = [name for name in visible.split(",") if name.strip() and name.strip() != "-1"]
-        return len(names), "CUDA_VISIBLE_DEVICES", model, driver
-    return devices or 0, "NVML" if devices is not None else "NVML finds none", model, driver
-
-
-def ask_nvml() -> tuple[int | None, str | None, str | None]:
-    """How many devices there are, their model (several: joined by "+") and the driver; None where NVML shows none."""
-    try:
-        import pynvml
-
-        pynvml.nvmlInit()
-    except Exception:  # no library, no driver, no permission: whatever the reason, NVML shows no GPU
-        return None, None, None
-    try:
-        count = int(pynvml.nvmlDeviceGetCount())
-        models, driver = [], None
-        with contextlib.suppress(pynvml.NVMLError):  # a device that has fallen off the bus still counts
-            driver = str(pynvml.nvmlSystemGetDriverVersion())
-            for at in range(count):
-                models.append(str(pynvml.nvmlDeviceGetName(pynvml.nvmlDeviceGetHandleByIndex(at))))
-        return count, " + ".join(dict.fromkeys(models)) or None, driver
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def shm_bytes() -> int | None:

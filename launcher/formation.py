@@ -14,6 +14,7 @@ from backends.errors import ConfigError
 from backends.group import Group
 from backends.plan import Kind, Node
 from launcher.channel.messages import NodeFacts
+from launcher.fabric import interface_of, interfaces
 from launcher.judge import GatherTimeout
 from launcher.log import log
 from launcher.nodes import as_node, digest, facts_of, node_facts, unlike
@@ -125,9 +126,9 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
     if not pod.argv:
         pod.argv = tuple(welcome.command)
         log.info("the command comes from the leader: %s", shlex.join(pod.argv))
-        address = pod.the_node.ip
+        known = pod.the_node
         await pod.look_around(group)
-        pod.node = replace(pod.the_node, ip=address)
+        pod.node = replace(pod.the_node, ip=known.ip, interface=known.interface)
         faults = unlike(pod.the_node, welcome.leader)
         if faults and pod.settings.mismatch == "refuse":
             raise ConfigError(*faults)
@@ -138,8 +139,10 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
 
 def _facts_at(pod: Pod, route: str) -> NodeFacts:
     """Our node as the leader should know it: without --pod-ip, our address is the one that routes to the leader."""
-    if pod.settings.pod_ip is None and route:
-        pod.node = replace(pod.the_node, ip=route.removeprefix("::ffff:"))
+    if route:
+        address = route.removeprefix("::ffff:")
+        ip = address if pod.settings.pod_ip is None else pod.the_node.ip
+        pod.node = replace(pod.the_node, ip=ip, interface=interface_of(address, interfaces()))
     return node_facts(pod.the_node)
 
 

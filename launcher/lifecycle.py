@@ -22,7 +22,7 @@ from backends.errors import ConfigError, Fault
 from backends.group import Group, parse_group
 from backends.layout import LayoutError
 from backends.plan import Main, Node, Plan, Request, Service, Stage
-from backends.planner import backend_of, make_plan
+from backends.planner import GIVEN, backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts
 from launcher import log as logs
@@ -106,6 +106,7 @@ class Pod:
         self.secrets: dict[str, str] = {}
         self.plan: Plan | None = None
         self.children: dict[str, Child] = {}
+        self.announced: set[str] = set()  # variables that were logged
         self.finished = False
         self.leader: LeaderSide | None = None
         self.member: MemberSide | None = None
@@ -227,6 +228,7 @@ class Pod:
             path.write_text(file.content)
             path.chmod(file.mode)
         await self.start_services(Stage.FORMED)
+        self.tell_environment()
         if plan.gates:
             self.enter("preparing")
         for gate in plan.gates:
@@ -264,8 +266,7 @@ class Pod:
                 await self.start_service(service)
 
     async def start_service(self, service: Service) -> None:
-        for variable in self.the_plan.env:
-            log.info("%s=%s: %s", variable.name, "<secret>" if variable.secret else variable.value, variable.reason)
+        self.tell_environment()
         for gate in service.gates:
             await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
         log.info("starting %s: %s", service.name, shlex.join(service.argv))
@@ -285,6 +286,13 @@ class Pod:
             self.emit(RankLost(child.name, what, child.keepsake.text()))
 
         self.background(watch_ranks(child, ranks, lambda what: self.background(lost(what))))
+
+    def tell_environment(self) -> None:
+        """One line for each variable that was set for the user. What came by --env is theirs, and may be a secret."""
+        for variable in self.the_plan.env:
+            if variable.name not in self.announced and variable.reason != GIVEN:
+                log.info("%s=%s: %s", variable.name, "<secret>" if variable.secret else variable.value, variable.reason)
+        self.announced.update(variable.name for variable in self.the_plan.env)
 
     def environ(self) -> Mapping[str, str]:
         added = {variable.name: variable.value for variable in self.the_plan.env}

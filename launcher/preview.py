@@ -33,6 +33,8 @@ def preview(
             hostname="my-lws-0" if i == 0 else f"my-lws-0-{i}",
             gpus=0 if i == 0 and options.leader_excluded else gpus,
             gpus_from="--gpus-per-node",
+            interface="eth0",
+            interfaces=("lo", "eth0"),
             shm_bytes=SHM,
             ray=ray,
             engine_version=engine,
