@@ -113,7 +113,7 @@ def _amd_devices(dev: Path, kfd: Path) -> int:
         return 0
     count = 0
     for properties in kfd.glob("*/properties"):
-        with contextlib.suppress(OSError):  # EPERM for a GPU that the container's device cgroup does not allow
+        with contextlib.suppress(OSError, ValueError):  # EPERM for a GPU that the container's device cgroup does not allow
             words = dict(line.split(maxsplit=1) for line in properties.read_text().splitlines() if " " in line)
             count += int(words.get("simd_count", "0")) > 0
     return count
@@ -135,14 +135,15 @@ def ask_nvml() -> Driver | None:
     except Exception:  # whatever the reason, NVML shows no GPU
         return None
     try:
-        return _shown_by(pynvml)
+        return shown_by(pynvml)
     except pynvml.NVMLError:
         return None
     finally:
         pynvml.nvmlShutdown()
 
 
-def _shown_by(nvml: Any) -> Driver:
+def shown_by(nvml: Any) -> Driver:
+    """What NVML's module answers, once it is initialised. Raises its NVMLError."""
     uuids: list[str] = []
     models: list[str] = []
     version, mig = None, False
