@@ -113,7 +113,9 @@ def _amd_devices(dev: Path, kfd: Path) -> int:
         return 0
     count = 0
     for properties in kfd.glob("*/properties"):
-        with contextlib.suppress(OSError, ValueError):  # EPERM for a GPU that the container's device cgroup does not allow
+        with contextlib.suppress(
+            OSError, ValueError
+        ):  # EPERM for a GPU that the container's device cgroup does not allow
             words = dict(line.split(maxsplit=1) for line in properties.read_text().splitlines() if " " in line)
             count += int(words.get("simd_count", "0")) > 0
     return count

@@ -18,6 +18,8 @@ ASK = (
     """ -d '{"prompt": "Who is here?", "max_tokens": 6}'"""
 )
 
+RAYLET = "pgrep -x raylet -a | grep 'node_ip_address=10.244.0.11' | cut -d ' ' -f 1"
+
 
 def answer_of(done: Simulation) -> dict[str, Any]:
     line = next(line for line in done.output.splitlines() if line.startswith('{"id"'))
@@ -26,7 +28,8 @@ def answer_of(done: Simulation) -> dict[str, Any]:
 
 
 def test_a_request_is_answered_by_every_node_of_a_three_pod_cluster(simulate: Simulate) -> None:
-    done = simulate("--size=3", *ON_RAY, f"--then={ASK}", command=COMMAND, limit=100)
+    its_environment = f"tr '\\0' '\\n' < /proc/$({RAYLET})/environ"
+    done = simulate("--size=3", *ON_RAY, f"--then={ASK} && {its_environment}", command=COMMAND, limit=100)
     assert done.codes() == [0, 0, 0], done.output[-3000:]
     choice = answer_of(done)["choices"][0]
     assert choice["written_by"] == ["sim-0", "sim-0-1", "sim-0-2"] * 2
@@ -35,6 +38,8 @@ def test_a_request_is_answered_by_every_node_of_a_three_pod_cluster(simulate: Si
     assert "RAY_AUTH_MODE=token" in done.log(0)
     for index in range(3):
         assert "RAY_AUTH_TOKEN=<secret>" in done.log(index)
+    # A worker's ranks are children of its Ray: what they shall see must be there when Ray starts.
+    assert {"GLOO_SOCKET_IFNAME=eth0", "NCCL_SOCKET_IFNAME=eth0"} <= set(done.output.splitlines())
 
 
 def test_a_worker_template_without_a_command_joins_the_leaders_cluster(simulate: Simulate) -> None:
@@ -46,7 +51,7 @@ def test_a_worker_template_without_a_command_joins_the_leaders_cluster(simulate:
 
 def raylet_death(simulate: Simulate, sabotage: str = "") -> None:
     # SIGTERM is what Ray itself takes for a graceful end: `ray start --block` stays when its raylet goes like this.
-    end_raylet = "kill -TERM $(pgrep -x raylet -a | grep 'node_ip_address=10.244.0.11' | cut -d ' ' -f 1)"
+    end_raylet = f"kill -TERM $({RAYLET})"
     script = f"{ASK} && {end_raylet} && sleep 15"
     done = simulate("--size=2", *ON_RAY, f"--then={script}", command=COMMAND, limit=60, sabotage=sabotage)
     assert done.codes() == [75, 70], done.output[-3000:]
