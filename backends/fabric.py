@@ -14,7 +14,8 @@ from backends.plan import EnvVar, Gid, Node, Plan, RdmaPort, Request
 from backends.ray import object_store_bytes
 
 MIB = 1 << 20
-SMALL_SHM = 1024 * MIB  # https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting.html asks for it
+# https://docs.nvidia.com/deeplearning/nccl/user-guide/docs/troubleshooting/runtime_and_mpi_issues.html
+SMALL_SHM = 1024 * MIB
 CONTAINER_SHM = 64 * MIB  # of containerd and CRI-O, where the pod mounts nothing there
 
 
@@ -139,6 +140,6 @@ def _shared_memory(plan: Plan, request: Request) -> tuple[str, ...]:
     ray = object_store_bytes(size) // MIB if any(service.name.startswith("ray-") for service in plan.services) else 0
     part = f", and Ray's object store takes {ray} MiB" if ray else ""
     return (
-        f"/dev/shm has {size // MIB} MiB{which}: NCCL's ranks on {gpus} GPUs talk through it and may fail with"
-        f" `No space left on device`{part}; mount an emptyDir with `medium: Memory` there, of 1 GiB or more",
+        f"/dev/shm has {size // MIB} MiB{which}: NCCL's ranks on {gpus} GPUs talk through it and may end with"
+        f" `failed to extend /dev/shm/nccl-…`{part}; mount an emptyDir with `medium: Memory` there, of 1 GiB or more",
     )

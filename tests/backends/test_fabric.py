@@ -192,8 +192,8 @@ def test_a_gid_index_of_the_users_is_taken_for_all_libraries() -> None:
 def test_a_containers_default_shared_memory_is_told_with_the_remedy() -> None:
     (note,) = plan(replace(NODE, shm_bytes=64 * MIB)).notes
     assert note == (
-        "/dev/shm has 64 MiB, a container's default: NCCL's ranks on 8 GPUs talk through it and may fail with"
-        " `No space left on device`; mount an emptyDir with `medium: Memory` there, of 1 GiB or more"
+        "/dev/shm has 64 MiB, a container's default: NCCL's ranks on 8 GPUs talk through it and may end with"
+        " `failed to extend /dev/shm/nccl-…`; mount an emptyDir with `medium: Memory` there, of 1 GiB or more"
     )
 
 
