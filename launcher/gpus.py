@@ -169,7 +169,7 @@ def _instances(nvml: Any, gpu: Any) -> list[str] | None:
         if nvml.nvmlDeviceGetMigMode(gpu)[0] != nvml.NVML_DEVICE_MIG_ENABLE:
             return None
         places = int(nvml.nvmlDeviceGetMaxMigDeviceCount(gpu))
-    except nvml.NVMLError:  # a model or a driver without MIG
+    except (nvml.NVMLError, AttributeError):  # a model, a driver, or an image's pynvml that knows no MIG
         return None
     found = []
     for at in range(places):

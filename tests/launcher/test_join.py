@@ -441,6 +441,7 @@ def nvmlShutdown(): pass
 def nvmlDeviceGetCount(): return 4
 def nvmlDeviceGetHandleByIndex(at): return at
 def nvmlDeviceGetName(at): return "NVIDIA H100 80GB HBM3"
+def nvmlDeviceGetUUID(at): return f"GPU-{at}"
 def nvmlSystemGetDriverVersion(): return "%s"
 """
 
