@@ -12,11 +12,22 @@ from backends.generic import plan_generic
 from backends.placeholders import expand_all
 from backends.plan import EnvVar, Options, Plan, Request
 from backends.ray import plan_ray
+from backends.torchrun import plan_torchrun
 from backends.vllm import plan_vllm
 
-PLANNERS: dict[str, Callable[[Request], Plan]] = {"vllm": plan_vllm, "ray": plan_ray, "generic": plan_generic}
+PLANNERS: dict[str, Callable[[Request], Plan]] = {
+    "vllm": plan_vllm,
+    "torchrun": plan_torchrun,
+    "ray": plan_ray,
+    "generic": plan_generic,
+}
 NAMES = ("auto", *PLANNERS)
 GIVEN = "--env"  # the reason of a variable that the user gave
+# What a user who names an engine must start: its name, and how that looks.
+STARTS = {
+    "vllm": ("vLLM server", "`vllm serve …` or `python3 -m vllm.entrypoints.openai.api_server …`"),
+    "torchrun": ("torchrun", "`torchrun …` or `python3 -m torch.distributed.run …`"),
+}
 
 
 def backend_of(argv: tuple[str, ...], options: Options) -> str:
@@ -27,12 +38,13 @@ def backend_of(argv: tuple[str, ...], options: Options) -> str:
     found = detect(argv)
     if chosen == "auto":
         return found.engine
-    if chosen == "vllm" and found.engine != "vllm":
+    if chosen in STARTS and found.engine != chosen:
+        what, plainly = STARTS[chosen]
         raise ConfigError(
             Fault(
-                f"--backend vllm, but no vLLM server was found in: {' '.join(argv)}",
-                "`vllm serve …` or `python3 -m vllm.entrypoints.openai.api_server …`, also behind a wrapper",
-                "write the server's command plainly; --backend generic runs a command as it is",
+                f"--backend {chosen}, but no {what} was found in: {' '.join(argv)}",
+                f"{plainly}, also behind a wrapper",
+                "write the command plainly; --backend generic runs a command as it is",
             )
         )
     return chosen

@@ -30,7 +30,7 @@ def refusal(made: Request) -> str:
 
 
 def test_the_names_that_a_user_may_choose_are_these() -> None:
-    assert NAMES == ("auto", "vllm", "ray", "generic")
+    assert NAMES == ("auto", "vllm", "torchrun", "ray", "generic")
 
 
 @pytest.mark.parametrize(
@@ -68,7 +68,7 @@ def test_a_user_who_says_vllm_must_start_vllm(line: str) -> None:
     text = refusal(request(line, options=Options(backend="vllm")))
     assert text.startswith(f"--backend vllm, but no vLLM server was found in: {line}\n")
     assert "expected: `vllm serve …`" in text
-    assert "to do: write the server's command plainly; --backend generic runs a command as it is" in text
+    assert "to do: write the command plainly; --backend generic runs a command as it is" in text
 
 
 @pytest.mark.parametrize(
@@ -76,13 +76,12 @@ def test_a_user_who_says_vllm_must_start_vllm(line: str) -> None:
     [
         ("python3 -m sglang.launch_server --tp 16", "sglang"),
         ("trtllm-serve m --tp_size 16", "tensorrt-llm"),
-        ("torchrun train.py", "torchrun"),
     ],
 )
 def test_a_known_engine_whose_groups_cannot_be_formed_yet_is_refused(line: str, engine: str) -> None:
     assert refusal(request(line)) == (
         f"this version of lwsrun cannot form a group for {engine}\n"
-        "  expected: one of: vllm, ray, generic\n"
+        "  expected: one of: vllm, torchrun, ray, generic\n"
         "  to do: a later version will; --backend generic runs the command unchanged on every pod"
     )
 
@@ -121,7 +120,6 @@ def test_a_generic_command_may_be_a_server() -> None:
     [
         ("python3 -m sglang.launch_server --tp 8", Kind.SERVER),
         ("trtllm-serve m --tp_size 8", Kind.SERVER),
-        ("torchrun train.py", Kind.JOB),
         ("python3 run.py", Kind.JOB),
     ],
 )
