@@ -1,4 +1,4 @@
-"""Who we are: the group's identity, as LWS (or a flag, or an equivalent controller) tells it.
+"""Who we are: the group's identity, as LWS (or a flag, or another controller, see orchestrator.py) tells it.
 
 The three variables and their form: https://lws.sigs.k8s.io/docs/reference/labels-annotations-and-environment-variables/
 """
@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from backends.errors import ConfigError, Fault
+from backends.orchestrator import Choice, Given, choose
 
 MAX_SIZE = 1024  # tried; every member is told the nodes of all, so the traffic grows with the square
 MAX_NAME = 253  # RFC 1035, the longest name that DNS carries
@@ -17,39 +18,18 @@ MAX_LABEL = 63
 
 
 @dataclass(frozen=True)
-class Variables:
-    """One controller's names for the triple (leader address, size, index)."""
-
-    controller: str
-    address: str
-    size: str
-    index: str
-
-
-# The first family of which any variable is set is the one that is read.
-FAMILIES = (
-    Variables("LeaderWorkerSet", "LWS_LEADER_ADDRESS", "LWS_GROUP_SIZE", "LWS_WORKER_INDEX"),
-    Variables("RoleBasedGroup", "RBG_LWP_LEADER_ADDRESS", "RBG_LWP_GROUP_SIZE", "RBG_LWP_WORKER_INDEX"),
-    Variables("torchrun-style", "MASTER_ADDR", "NNODES", "NODE_RANK"),
-)
-
-
-@dataclass(frozen=True)
-class Given:
-    """A value and where it came from, so that a fault can name its source."""
-
-    value: str
-    source: str
-
-
-@dataclass(frozen=True)
 class Group:
-    """A validated place in a group: 0 <= index < size, index 0 leads, size counts the leader."""
+    """A validated place in a group: 0 <= index < size, index 0 leads, size counts the leader.
+
+    told_by says where the place is from, doubts what else the environment says of it.
+    """
 
     leader_address: str
     size: int
     index: int
     id: str
+    told_by: str = field(default="", compare=False)
+    doubts: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def is_leader(self) -> bool:
@@ -77,64 +57,72 @@ def parse_group(
     size: str | None = None,
     index: str | None = None,
     group_id: str | None = None,
+    orchestrator: str = "auto",
 ) -> Group:
     """Read and validate the identity; flags win over the environment.
 
     Raises ConfigError with every fault at once. With size 1 no address is needed, and index defaults to 0.
     """
-    family = next(
-        (f for f in FAMILIES if any(environ.get(n) is not None for n in (f.address, f.size, f.index))), FAMILIES[0]
-    )
-    given_address = _given(leader_address, "--leader-address", environ, family.address)
-    given_size = _given(size, "--size", environ, family.size)
-    given_index = _given(index, "--index", environ, family.index)
+    choice = choose({} if leader_address and size and index else environ, orchestrator)
+    family = choice.family
+    given_address = _given(leader_address, "--leader-address") or choice.triple.address
+    given_size = _given(size, "--size") or choice.triple.size
+    given_index = _given(index, "--index") or choice.triple.index
     if given_address is None and given_size is None and given_index is None:
         raise ConfigError(
             Fault(
                 f"this is not a pod of a group: {family.address}, {family.size} and {family.index} are not set",
                 "the three variables that LeaderWorkerSet injects (LWS 0.6 or newer), or the flags --leader-address,"
-                " --size and --index",
+                " --size and --index"
+                if orchestrator == "auto"
+                else f"the variables of {family.controller}, because of --orchestrator {orchestrator}",
                 "run it in an LWS pod; try it on one machine with `lwsrun simulate --size 2 -- COMMAND`;"
                 " or pass `--size 1` for a group of one",
             )
         )
     faults: list[Fault] = []
-    size_value = _whole_number(given_size, family.size, "--size", 1, MAX_SIZE, faults)
+    size_value = _whole_number(given_size, choice, "--size", 1, MAX_SIZE, faults)
     alone = size_value == 1
     if given_index is None and alone:
         given_index = Given("0", "default")
     # Without a valid size, only the lower bound of the index can be judged.
     highest = size_value - 1 if size_value is not None else MAX_SIZE
-    index_value = _whole_number(given_index, family.index, "--index", 0, highest, faults, of_size=size_value)
+    index_value = _whole_number(given_index, choice, "--index", 0, highest, faults, of_size=size_value)
     if given_address is None and alone:
         given_address = Given("localhost", "default")
-    address = _address(given_address, family.address, faults)
+    address = _address(given_address, choice, faults)
     if group_id is not None and not group_id.strip():
         faults.append(Fault("--group-id is empty", "any non-empty text, the same in every pod of the group"))
     if faults or size_value is None or index_value is None or address is None:
         raise ConfigError(*faults)
-    return Group(address, size_value, index_value, group_id or address)
+    sources = dict.fromkeys(given.source for given in (given_address, given_size, given_index) if given is not None)
+    return Group(address, size_value, index_value, group_id or address, _told_by(choice, list(sources)), choice.doubts)
 
 
-def _given(flag: str | None, flag_name: str, environ: Mapping[str, str], variable: str) -> Given | None:
-    if flag is not None:
-        return Given(flag, flag_name)
-    value = environ.get(variable)
-    return None if value is None else Given(value, variable)
+def _given(flag: str | None, name: str) -> Given | None:
+    return None if flag is None else Given(flag, name)
 
 
-def _missing(variable: str, flag: str) -> Fault:
+def _told_by(choice: Choice, sources: list[str]) -> str:
+    """Whose word the place is and by which variables, flags beside them included; nothing where flags say it all."""
+    named = [source for source in sources if source != "default"]
+    by_flags = all(source.startswith("--") for source in named)
+    return "" if by_flags else f"{choice.family.controller}: {', '.join(named)}"
+
+
+def _missing(choice: Choice, flag: str) -> Fault:
+    family = choice.family
+    name = {"--leader-address": family.address, "--size": family.size, "--index": family.index}[flag]
     return Fault(
-        f"{variable} is not set",
-        "LWS injects it into every container of the group",
-        f"pass {flag}, or check that the pod carries the LWS labels (LWS below 0.6 lacks LWS_WORKER_INDEX:"
-        " take it from the label leaderworkerset.sigs.k8s.io/worker-index by fieldRef)",
+        f"{name} is not set",
+        f"set in every container of the group ({family.controller})",
+        f"pass {flag}, or {family.remedy}",
     )
 
 
 def _whole_number(
     given: Given | None,
-    variable: str,
+    choice: Choice,
     flag: str,
     lowest: int,
     highest: int,
@@ -142,7 +130,7 @@ def _whole_number(
     of_size: int | None = None,
 ) -> int | None:
     if given is None:
-        faults.append(_missing(variable, flag))
+        faults.append(_missing(choice, flag))
         return None
     text = given.value.strip()
     if not (text.isascii() and text.isdigit() and len(text) < 10):
@@ -168,9 +156,9 @@ def _unexpanded(text: str) -> str:
     return ""
 
 
-def _address(given: Given | None, variable: str, faults: list[Fault]) -> str | None:
+def _address(given: Given | None, choice: Choice, faults: list[Fault]) -> str | None:
     if given is None:
-        faults.append(_missing(variable, "--leader-address"))
+        faults.append(_missing(choice, "--leader-address"))
         return None
     text = given.value.strip()
     why = _why_no_address(text)

@@ -1,12 +1,14 @@
 """Placeholders in arguments: {leader} {leader_ip} {size} {index} {pod_ip} {gpus}, and products such as {index*gpus}.
 
+{workers} is the workers' addresses with commas between, {workers:PORT} the same with a port.
+
 Anything else in braces is left as it is, so that JSON arguments pass unharmed.
 """
 
 from __future__ import annotations
 
 from backends.errors import ConfigError, Fault
-from backends.plan import Request
+from backends.plan import Request, join_host_port
 
 NUMBERS = ("size", "index", "gpus")
 
@@ -21,10 +23,11 @@ def expand_all(texts: tuple[str, ...], request: Request) -> tuple[str, ...]:
         "pod_ip": request.node.ip,
         "gpus": str(request.node.gpus),
     }
-    return tuple(_expand(text, values) for text in texts)
+    workers = tuple(node.ip for node in request.nodes[1:])
+    return tuple(_expand(text, values, workers) for text in texts)
 
 
-def _expand(text: str, values: dict[str, str]) -> str:
+def _expand(text: str, values: dict[str, str], workers: tuple[str, ...]) -> str:
     done: list[str] = []
     rest = text
     while True:
@@ -33,7 +36,7 @@ def _expand(text: str, values: dict[str, str]) -> str:
         if not brace:
             return "".join(done)
         inside, closing, tail = after.partition("}")
-        value = _value(inside, values) if closing else None
+        value = _value(inside, values, workers) if closing else None
         if value is None:
             done.append("{")
             rest = after
@@ -42,9 +45,14 @@ def _expand(text: str, values: dict[str, str]) -> str:
             rest = tail
 
 
-def _value(inside: str, values: dict[str, str]) -> str | None:
+def _value(inside: str, values: dict[str, str], workers: tuple[str, ...]) -> str | None:
     if inside in values:
         return values[inside]
+    if inside == "workers":
+        return ",".join(workers)
+    name, colon, port = inside.partition(":")
+    if name == "workers" and colon and port.isascii() and port.isdigit() and 0 < int(port[:9]) < 65536:
+        return ",".join(join_host_port(worker, int(port)) for worker in workers)
     factors = [factor.strip() for factor in inside.split("*")]
     sound = all(
         factor.isidentifier() or (factor.isascii() and factor.isdigit() and len(factor) < 10) for factor in factors

@@ -191,6 +191,8 @@ class Options:
 
     answering: how long an engine that was asked to stop may go on with the requests that it has.
     leader_excluded: index 0 has no part in the layout; its GPUs, if any, do not count.
+    preset, await_workers: for a command that runs as it is; whose variables it gets, and the port of the workers that
+    the leader waits for.
     """
 
     backend: str = "auto"
@@ -200,6 +202,8 @@ class Options:
     peer_timeout: float = 15.0
     answering: int = 15
     leader_excluded: bool = False
+    preset: str | None = None
+    await_workers: int | None = None
 
 
 @dataclass(frozen=True)

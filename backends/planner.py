@@ -72,8 +72,23 @@ def make_plan(request: Request) -> Plan:
                 "a later version will; --backend generic runs the command unchanged on every pod",
             )
         )
+    if name != "generic":
+        _refuse_generic_options(name, request.options)
     plan = connected(planner(request), request)
     values = expand_all(tuple(value for _, value in request.options.env), request)
     added = tuple(EnvVar(name, value, GIVEN) for (name, _), value in zip(request.options.env, values, strict=True))
     names = {variable.name for variable in added}
     return replace(plan, env=(*(v for v in plan.env if v.name not in names), *added))
+
+
+def _refuse_generic_options(name: str, options: Options) -> None:
+    given = {"--preset": options.preset, "--await-workers": options.await_workers}
+    flags = [f"{flag} {value}" for flag, value in given.items() if value is not None]
+    if flags:
+        raise ConfigError(
+            Fault(
+                f"{' and '.join(flags)}: {name} forms its group by itself",
+                "a command that runs as it is on every pod",
+                f"leave {' and '.join(flags)} out; or say --backend generic",
+            )
+        )

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from backends.command import detect
 from backends.errors import ConfigError, Fault
-from backends.generic import main_argv
+from backends.generic import MASTER_PORT, main_argv
 from backends.placeholders import expand_all
 from backends.plan import EnvVar, Kind, Main, Plan, Request, join_host_port, unless_set
 
@@ -26,7 +26,6 @@ VALUES = (
 SWITCHES = ("standalone", "module", "no-python", "run-path", "virtual-local-rank", "help")
 LEGACY_SWITCHES = ("use-env",)  # of torch.distributed.launch alone
 LETTERS = {"-m": "module", "-r": "redirects", "-t": "tee", "-h": "help"}
-PORT = 29500  # torchrun's own default
 GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 Added = list[tuple[str, str, str]]  # option, value, reason
@@ -241,7 +240,7 @@ def _port(request: Request) -> tuple[int, str]:
     """The rendezvous's port and where it is from. torchrun does not read MASTER_PORT, but who sets it means this."""
     text = request.environ.get("MASTER_PORT", "")
     usable = text.isascii() and text.isdigit() and 0 < int(text[:9]) < 65536
-    return (int(text), "MASTER_PORT") if usable else (PORT, "torchrun's default")
+    return (int(text), "MASTER_PORT") if usable else (MASTER_PORT, "torchrun's default")
 
 
 def _with_environment(values: Mapping[str, str], request: Request) -> dict[str, str]:

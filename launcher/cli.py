@@ -17,10 +17,11 @@ from backends import argv
 from backends.argv import Flag
 from backends.errors import ConfigError
 from backends.group import MAX_SIZE
+from backends.orchestrator import NAMES as ORCHESTRATORS
 from backends.vllm import NEWEST as NEWEST_VLLM
 from launcher import exits
 from launcher.budget import share_out
-from launcher.options import PASS_THROUGH, SECONDS, backend_options, make_options, timing_options
+from launcher.options import OF_BACKENDS, PASS_THROUGH, SECONDS, backend_options, make_options, timing_options
 from launcher.output import HEAD
 from launcher.settings import PORT, TERMINATION_LOG, Settings
 from launcher.token import VARIABLE, read_token
@@ -133,6 +134,9 @@ def lwsrun(context: click.Context) -> None:
               help="This pod's place; 0 leads. Default: LWS_WORKER_INDEX.")  # fmt: skip
 @click.option("--group-id", show_envvar=True,
               help="The group's identity, the same in all its pods. Default: the leader address as given.")  # fmt: skip
+@click.option("--orchestrator", type=click.Choice(ORCHESTRATORS), default="auto", show_default=True, show_envvar=True,
+              help="Whose variables tell this pod's place. auto: of the first controller, in this order, that set"
+              " any.")  # fmt: skip
 @click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, show_envvar=True,
               help="The group channel, probes and status, the same in all pods.")  # fmt: skip
 @click.option("--token-file", metavar="FILE", show_envvar=True,
@@ -163,12 +167,6 @@ def lwsrun(context: click.Context) -> None:
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def start(
     command: tuple[str, ...],
-    backend: str,
-    kind: str | None,
-    env: tuple[str, ...],
-    ray_port: int,
-    peer_timeout: float,
-    leader_excluded: bool,
     drain_timeout: float | None,
     drain_delay: float,
     termination_grace_period: float | None,
@@ -196,10 +194,10 @@ def start(
             # A variable without a name, which some shells can make, cannot be handed on: execve(2) by way of Python.
             environ={k: v for k, v in os.environ.items() if k and not k.startswith("LWSRUN_")},
             token=read_token(os.environ.get(VARIABLE), token_file),
-            options=make_options(backend, kind, env, ray_port, peer_timeout, leader_excluded, budget.answering),
+            options=make_options(answering=budget.answering, **{name: values[name] for name in OF_BACKENDS}),
             budget=budget,
             termination_log=os.path.abspath(termination_log),
-            **values,
+            **{name: value for name, value in values.items() if name not in OF_BACKENDS},
         )
     except ConfigError as error:
         fail(error, values["failure_hold"])

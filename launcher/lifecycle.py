@@ -183,8 +183,14 @@ class Pod:
             size=given.size,
             index=given.index,
             group_id=given.group_id,
+            orchestrator=given.orchestrator,
         )
         logs.set_up("leader" if group.is_leader else f"worker {group.index}", given.log_format)
+        if self.epoch == 1:
+            if group.told_by:
+                log.info("%s of %d, as told by %s", group.me, group.size, group.told_by)
+            for doubt in group.doubts:
+                log.warning("%s", doubt)
         if not given.argv and (group.is_leader or group.size == 1):
             raise ConfigError(Fault("the leader has no command", "lwsrun start -- COMMAND [ARGUMENT ...]"))
         if given.token is None and group.is_leader and group.size > 1 and self.epoch == 1:

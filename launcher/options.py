@@ -11,6 +11,7 @@ import click
 from backends.errors import ConfigError, Fault
 from backends.plan import Kind, Options
 from backends.planner import NAMES
+from backends.presets import NAMES as PRESETS
 
 # No option may follow COMMAND: what stands there belongs to it.
 PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
@@ -61,7 +62,13 @@ backend_options = options(
     click.option("--leader-excluded", is_flag=True, show_envvar=True,
                  help="The leader takes no part in the layout (LWS subgroups with LeaderExcluded): GPUs are those of"
                  " the workers."),
+    click.option("--preset", type=click.Choice(PRESETS), default=None, show_envvar=True,
+                 help="For a command that runs as it is: add the variables by which such an image learns its role."),
+    click.option("--await-workers", type=click.IntRange(1, 65535), metavar="PORT", default=None, show_envvar=True,
+                 help="For a command that runs as it is: the leader's starts when every worker accepts connections"
+                 " on this port."),
 )  # fmt: skip
+OF_BACKENDS = ("backend", "kind", "env", "ray_port", "peer_timeout", "leader_excluded", "preset", "await_workers")
 
 
 def timing_options(drain_delay: str) -> Callable[[Any], Any]:
@@ -89,15 +96,7 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
-def make_options(
-    backend: str,
-    kind: str | None,
-    env: tuple[str, ...],
-    ray_port: int,
-    peer_timeout: float,
-    leader_excluded: bool = False,
-    answering: int = Options.answering,
-) -> Options:
+def make_options(*, kind: str | None, env: tuple[str, ...], peer_timeout: float, **others: Any) -> Options:
     """Raises ConfigError for an --env that is no NAME=VALUE."""
     pairs = []
     for text in env:
@@ -107,6 +106,4 @@ def make_options(
         pairs.append((name, value))
     if peer_timeout <= 0:
         raise ConfigError(Fault("--peer-timeout is 0", "a duration above zero, such as 15s"))
-    return Options(
-        backend, Kind(kind) if kind else None, tuple(pairs), ray_port, peer_timeout, answering, leader_excluded
-    )
+    return Options(kind=Kind(kind) if kind else None, env=tuple(pairs), peer_timeout=peer_timeout, **others)

@@ -24,6 +24,7 @@ class Settings:
     size: str | None = None
     index: str | None = None
     group_id: str | None = None
+    orchestrator: str = "auto"  # whose variables tell the identity
     options: Options = field(default_factory=Options)
     gpus_per_node: int | None = None
     pod_ip: str | None = None

@@ -13,7 +13,7 @@ import click
 
 from backends.errors import ConfigError, Fault
 from backends.group import MAX_SIZE
-from launcher.options import PASS_THROUGH, backend_options, make_options, timing_options
+from launcher.options import OF_BACKENDS, PASS_THROUGH, backend_options, make_options, timing_options
 from launcher.settings import PORT
 from launcher.simulate import sandbox
 from launcher.simulate.faults.schedule import NETWORK, read_faults
@@ -24,12 +24,10 @@ NOT_FOR_PODS = frozenset(
     f"LWSRUN_{name}" for name in ("SIZE", "INDEX", "LEADER_ADDRESS", "GROUP_ID", "POD_IP", "LISTEN", "GPUS_PER_NODE")
 )
 NEEDED = ("pyroute2", "rich")  # the extra `simulate` of our package
-OF_BACKENDS = ("backend", "kind", "env", "ray_port", "peer_timeout", "leader_excluded")
 # Options of `start` that a simulation hands on, by parameter name.
 HANDED_ON = (
-    "backend", "kind", "env", "ray_port", "peer_timeout", "gather_timeout", "drain_timeout", "drain_delay",
-    "termination_grace_period", "failure_hold", "report_every", "exec", "max_restarts", "restart_reset",
-    "leader_excluded",
+    *OF_BACKENDS, "gather_timeout", "drain_timeout", "drain_delay", "termination_grace_period", "failure_hold",
+    "report_every", "exec", "max_restarts", "restart_reset",
 )  # fmt: skip
 
 
@@ -98,7 +96,7 @@ def simulate(
     for name in NEEDED:
         if find_spec(name) is None:
             raise ConfigError(Fault(f"simulate needs {name}", "", "pip install 'lwsrun[simulate]'"))
-    make_options(*(values[name] for name in OF_BACKENDS))
+    make_options(**{name: values[name] for name in OF_BACKENDS})
     parsed = read_faults(faults, scenario, size)
     if values["exec"] and (then is not None or any(fault.since == "serving" for fault in parsed)):
         raise ConfigError(

@@ -42,6 +42,8 @@ def expand(text: str) -> str:
         ("--start-rank={index*gpus},", "--start-rank=16,"),
         ('{"rank": {index}, "of": {size}}', '{"rank": 2, "of": 3}'),
         ("{{size}}", "{3}"),
+        ("{workers}", "10.0.0.11,10.0.0.12"),
+        ("--rpc={workers:50052}", "--rpc=10.0.0.11:50052,10.0.0.12:50052"),
     ],
 )
 def test_a_placeholder_becomes_this_pods_value_wherever_it_stands(text: str, expanded: str) -> None:
@@ -60,6 +62,11 @@ def test_a_placeholder_becomes_this_pods_value_wherever_it_stands(text: str, exp
         "{Size}",
         "{ size }",
         "{unknown}",
+        "{workers:}",
+        "{workers:0}",
+        "{workers: 50052}",
+        "{workers:99999}",
+        "{leader:50052}",
         "{2*3}",
         "{a*b}",
         "{*}",
