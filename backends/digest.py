@@ -25,6 +25,7 @@ RANKS = (
     MASTER_PORT,
     Flag("--main-process-ip"),
     Flag("--rdzv-endpoint"),
+    Flag("--rdzv-conf"),  # may say who hosts the store
     Flag("--local-addr"),
 )
 # vLLM 0.33 (vllm/engine/arg_utils.py, vllm/entrypoints/cli/serve.py); SGLang's server_args.py; trtllm-serve's click

@@ -164,7 +164,8 @@ def _rendezvous(given: Mapping[str, str], request: Request) -> tuple[Added, str]
                 added.append(("master-addr", f"[{host}]" if ":" in host else host, "the leader's address, as an IP"))
             if "master-port" not in given:
                 added.append(("master-port", str(port), f"on the leader; {port_from}"))
-        return added, f"{group.size} nodes, and no other --rdzv-backend in the command"
+        said = "the command says so" if "rdzv-backend" in given else "the command names no --rdzv-backend"
+        return added, f"{said}, and the group has {group.size} nodes"
     if backend == "c10d":
         if not given.get("rdzv-endpoint"):
             added.append(("rdzv-endpoint", join_host_port(host, port), "the leader's address, as an IP"))
@@ -176,7 +177,7 @@ def _rendezvous(given: Mapping[str, str], request: Request) -> tuple[Added, str]
             added.append(("local-addr", request.node.ip, "this pod's own address; its name may not resolve elsewhere"))
     if "rdzv-id" not in given:
         added.append(("rdzv-id", group.id, "the same in this group, and in no other"))
-    return added, f"the command says --rdzv-backend {backend}"
+    return added, f"the command says so, and the group has {group.size} nodes"
 
 
 def _check_nodes(given: Mapping[str, str], size: int, fixed: bool) -> None:

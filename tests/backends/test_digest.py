@@ -32,7 +32,7 @@ from backends.digest import common_part, difference
         ),
         ("trtllm-serve m --tp_size 16 --port 8000", "trtllm-serve m --tp_size 16 --host 10.0.0.1"),
         (
-            "torchrun --nnodes=2 --node_rank=0 --master_addr a --master-port 1 train.py",
+            "torchrun --nnodes=2 --node_rank=0 --master_addr a --master-port 1 --rdzv-conf is_host=1 train.py",
             "torchrun --nnodes 2 --node-rank 1 --rdzv-endpoint b:1 train.py",
         ),
         ("my-server --node-rank 0 --seed 1", "my-server --node-rank 1 --seed 1"),
