@@ -32,7 +32,7 @@ Added = list[tuple[str, str, str]]  # option, value, reason
 
 
 @dataclass(frozen=True)
-class Options:
+class Given:
     """What torchrun itself reads of an argument list: option -> value ("" for a switch), up to the script.
 
     unknown is the first option that this table does not have: whether a value follows it cannot be told, so nothing
@@ -43,7 +43,7 @@ class Options:
     unknown: str | None = None
 
 
-def read_options(arguments: Sequence[str], legacy: bool = False) -> Options:
+def read_options(arguments: Sequence[str], legacy: bool = False) -> Given:
     """As torchrun's argparse reads them. Raises ConfigError for a missing value or an ambiguous prefix."""
     names = (*VALUES, *SWITCHES, *(LEGACY_SWITCHES if legacy else ()))
     values: dict[str, str] = {}
@@ -57,7 +57,7 @@ def read_options(arguments: Sequence[str], legacy: bool = False) -> Options:
         if name is None and token[:2] in LETTERS and token[:2] != token:
             name, equals, value = LETTERS[token[:2]], "=", token[2:].removeprefix("=")  # -t3
         if name is None:
-            return Options(values, token)
+            return Given(values, token)
         at += 1
         if name in VALUES:
             if not equals:
@@ -68,7 +68,7 @@ def read_options(arguments: Sequence[str], legacy: bool = False) -> Options:
             values[name] = value
         else:
             values[name] = ""
-    return Options(values)
+    return Given(values)
 
 
 def _is_option(token: str) -> bool:
@@ -267,7 +267,7 @@ def _grace(given: Mapping[str, str], request: Request) -> tuple[EnvVar, ...]:
     return unless_set(request, EnvVar(GRACE, str(request.options.answering), reason))
 
 
-def _notes(options: Options, given: Mapping[str, str], request: Request) -> tuple[str, ...]:
+def _notes(options: Given, given: Mapping[str, str], request: Request) -> tuple[str, ...]:
     notes = []
     if options.unknown is not None:
         notes.append(

@@ -128,6 +128,7 @@ print(f"rank {dist.get_rank()} of {dist.get_world_size()} has {int(mine)}", flus
 dist.destroy_process_group()
 """
 TORCHRUN = ("-m", "torch.distributed.run")
+ASK = "curl -sS --fail --retry 90 --retry-connrefused --retry-delay 1 http://$LEADER_IP:8000/"
 
 
 @pytest.mark.parametrize("rendezvous", [[], ["--rdzv-backend=c10d"]], ids=["static", "c10d"])
@@ -193,11 +194,31 @@ def test_a_server_of_two_pods_answers_together_and_stops_with_zero(
     script = tmp_path / "server.py"
     script.write_text(SERVES)
     python = str(torch / "bin" / "python")
-    ask = "curl -sS --fail --retry 60 --retry-connrefused --retry-delay 1 http://$LEADER_IP:8000/"
     done = simulate(
-        "--size=2", "--gpus-per-node=1", "--kind=server", f"--then={ask}", command=[python, *TORCHRUN, str(script)],
+        "--size=2", "--gpus-per-node=1", "--kind=server", f"--then={ASK}", command=[python, *TORCHRUN, str(script)],
         limit=120,
     )  # fmt: skip
     assert "2 ranks" in done.output
     assert done.codes() == [0, 0], done.output[-3000:]
     assert "rank 0 leaves" in done.said(0)
+
+
+DEAF = """
+import http.server, signal
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+http.server.HTTPServer(("", 8000), http.server.SimpleHTTPRequestHandler).serve_forever()
+"""
+
+
+@pytest.mark.parametrize(("patience", "code"), [({}, 0), ({"TORCH_ELASTIC_SHUTDOWN_TIMEOUT": "30"}, 137)])
+def test_torchruns_patience_with_a_deaf_process_fits_the_drain(
+    patience: dict[str, str], code: int, torch: Path, simulate: Simulate, tmp_path: Path
+) -> None:
+    script = tmp_path / "deaf.py"
+    script.write_text(DEAF)
+    command = [str(torch / "bin" / "python"), *TORCHRUN, str(script)]
+    done = simulate(
+        "--size=1", "--gpus-per-node=1", "--drain-timeout=9s", f"--then={ASK}", command=command, limit=120, **patience
+    )  # fmt: skip
+    assert "Directory listing" in done.output, "it had not started"
+    assert done.codes() == [code], done.output[-3000:]
