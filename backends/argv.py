@@ -13,22 +13,23 @@ class Flag:
     """One option of an engine's parser.
 
     shortest is the shortest unambiguous prefix that argparse accepts for the long name; None where abbreviation
-    is not known to be safe. aliases are matched exactly.
+    is not known to be safe. aliases are matched exactly; also holds other long names with a shortest of their own.
     """
 
     name: str
     aliases: tuple[str, ...] = ()
     shortest: str | None = None
     takes_value: bool = True
+    also: tuple[Flag, ...] = ()
 
     def matches(self, token: str) -> bool:
         """Whether this token (without its =value) selects this option."""
         name = token.split("=", 1)[0]
-        if name in self.aliases or self.joined(token):
+        if name in self.aliases or self.joined(token) or any(other.matches(token) for other in self.also):
             return True
         if not name.startswith("--"):
             return False
-        # vLLM's and SGLang's parsers read underscores in option names as dashes, up to the first dot.
+        # vLLM's parser reads underscores in option names as dashes, up to the first dot; SGLang's refuses them itself.
         head, dot, rest = name.partition(".")
         name = head.replace("_", "-") + dot + rest
         if name == self.name:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from backends import argv, serving, vllm
+from backends import argv, serving, sglang, vllm
 from backends.argv import Flag
 from backends.command import detect
 from backends.errors import ConfigError
@@ -42,7 +42,7 @@ PER_ROLE: dict[str, tuple[Flag, ...]] = {
         *(flag for flag in vllm.DP_SWITCHES if flag.takes_value),  # size, rank and address; the modes must agree
         Flag("--data-parallel-rpc-port", ("-dpp",), shortest="--data-parallel-rp"),
     ),
-    "sglang": (*SERVES, Flag("--nnodes"), Flag("--node-rank"), Flag("--dist-init-addr", ("--nccl-init-addr",))),
+    "sglang": (sglang.HOST, sglang.PORT, sglang.NNODES, sglang.NODE_RANK, sglang.DIST_INIT_ADDR),
     "tensorrt-llm": SERVES,
     "torchrun": RANKS,
     "generic": RANKS,

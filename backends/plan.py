@@ -193,6 +193,7 @@ class Options:
     leader_excluded: index 0 has no part in the layout; its GPUs, if any, do not count.
     preset, await_workers: for a command that runs as it is; whose variables it gets, and the port of the workers that
     the leader waits for.
+    channel_port: where the launchers listen; no engine may be given it.
     """
 
     backend: str = "auto"
@@ -204,6 +205,7 @@ class Options:
     leader_excluded: bool = False
     preset: str | None = None
     await_workers: int | None = None
+    channel_port: int = 9470
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,13 @@ from backends.generic import plan_generic
 from backends.placeholders import expand_all
 from backends.plan import EnvVar, Options, Plan, Request
 from backends.ray import plan_ray
+from backends.sglang import plan_sglang
 from backends.torchrun import plan_torchrun
 from backends.vllm import plan_vllm
 
 PLANNERS: dict[str, Callable[[Request], Plan]] = {
     "vllm": plan_vllm,
+    "sglang": plan_sglang,
     "torchrun": plan_torchrun,
     "ray": plan_ray,
     "generic": plan_generic,
@@ -26,6 +28,7 @@ GIVEN = "--env"  # the reason of a variable that the user gave
 # What a user who names an engine must start: its name, and how that looks.
 STARTS = {
     "vllm": ("vLLM server", "`vllm serve …` or `python3 -m vllm.entrypoints.openai.api_server …`"),
+    "sglang": ("SGLang server", "`sglang serve …` or `python3 -m sglang.launch_server …`"),
     "torchrun": ("torchrun", "`torchrun …` or `python3 -m torch.distributed.run …`"),
 }
 

@@ -194,7 +194,11 @@ def start(
             # A variable without a name, which some shells can make, cannot be handed on: execve(2) by way of Python.
             environ={k: v for k, v in os.environ.items() if k and not k.startswith("LWSRUN_")},
             token=read_token(os.environ.get(VARIABLE), token_file),
-            options=make_options(answering=budget.answering, **{name: values[name] for name in OF_BACKENDS}),
+            options=make_options(
+                answering=budget.answering,
+                channel_port=values["port"],
+                **{name: values[name] for name in OF_BACKENDS},
+            ),
             budget=budget,
             termination_log=os.path.abspath(termination_log),
             **{name: value for name, value in values.items() if name not in OF_BACKENDS},

@@ -41,7 +41,7 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
     own = frozenset(address for addresses in wired.values() for address in addresses)
     python = image_python(settings.argv, settings.environ)
     versions: dict[str, str | None] = {}
-    if backend in ("vllm", "ray") and settings.argv:
+    if backend in ("vllm", "sglang", "ray") and settings.argv:
         versions = await _versions(supervisor, python, settings.environ)
     return Node(
         ip=ip,
@@ -53,7 +53,7 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
         rdma=await asyncio.to_thread(rdma_ports, own),
         shm_bytes=shm_bytes(),
         python=python,
-        engine_version=versions.get("vllm") if backend == "vllm" else None,
+        engine_version=versions.get(backend) if backend != "ray" else None,
         ray=versions.get("ray"),
         gpu_model=gpus.model,
         driver=gpus.driver,
@@ -140,7 +140,7 @@ def _shebang(program: str, environ: Mapping[str, str]) -> str | None:
 async def _versions(supervisor: Supervisor, python: str, environ: Mapping[str, str]) -> dict[str, str | None]:
     try:
         async with asyncio.timeout(VERSIONS_TIMEOUT):
-            code, output = await supervisor.run("versions", (python, "-c", VERSIONS, "vllm", "ray"), environ)
+            code, output = await supervisor.run("versions", (python, "-c", VERSIONS, "vllm", "sglang", "ray"), environ)
     except (CannotStart, TimeoutError):
         return {}
     try:

@@ -42,15 +42,18 @@ def pods(make_pods: MakePods) -> Pods:
     return make_pods()
 
 
-def image(directory: Path, *, vllm: str = "0.32.0", ray: str = "2.60.0", python: str = "3.12.3") -> dict[str, str]:
-    """The environment of a pod whose image has such a vLLM: its Python only tells versions, everything else waits."""
+def image(
+    directory: Path, *, vllm: str = "0.32.0", sglang: str = "0.5.23", ray: str = "2.60.0", python: str = "3.12.3"
+) -> dict[str, str]:
+    """The environment of a pod whose image has such engines: its Python only tells versions, everything else waits."""
     directory.mkdir()
-    versions = json.dumps({"vllm": vllm, "ray": ray, "python": python})
+    versions = json.dumps({"vllm": vllm, "sglang": sglang, "ray": ray, "python": python})
     interpreter = directory / "python3"
     interpreter.write_text(f"#!/bin/sh\n[ \"$1\" = -c ] && echo '{versions}' && exit\nexec sleep 600\n")
-    program = directory / "vllm"
-    program.write_text(f"#!{interpreter}\n")
-    for file in (interpreter, program):
+    programs = [directory / "vllm", directory / "sglang"]
+    for program in programs:
+        program.write_text(f"#!{interpreter}\n")
+    for file in (interpreter, *programs):
         file.chmod(0o755)
     return {"PATH": f"{directory}:{os.environ['PATH']}"}
 
@@ -78,6 +81,13 @@ def another_engine_version(pods: Pods) -> None:
     pods.start(0, *VLLM, **image(pods.directory / "one"))
     worker = pods.start(1, *VLLM, **image(pods.directory / "other", vllm="0.33.0"))
     refused(worker, "its engine is vllm 0.33.0, the leader's is vllm 0.32.0")
+
+
+def another_sglang_version(pods: Pods) -> None:
+    command = ("--gpus-per-node=8", "--", "sglang", "serve", "m", "--tp", "16")
+    pods.start(0, *command, **image(pods.directory / "one"))
+    worker = pods.start(1, *command, **image(pods.directory / "other", sglang="0.5.22"))
+    refused(worker, "its engine is sglang 0.5.22, the leader's is sglang 0.5.23")
 
 
 def another_ray_version(pods: Pods) -> None:
@@ -142,6 +152,7 @@ MISMATCHES = [
     another_size,
     another_command,
     another_engine_version,
+    another_sglang_version,
     another_ray_version,
     another_gpu_count,
     another_kind,
