@@ -66,8 +66,9 @@ golden: $(VENV)/.ready
 	@git --no-pager diff --stat -- tests/golden
 
 TESTS ?= tests/engines
-test-engines: $(VENV)/.ready $(VLLM)/.ready
-	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) $(BIN)/python -m pytest -m engine -v $(TESTS)
+test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) LWSRUN_TEST_SGLANG=$(CURDIR)/$(SGLANG) \
+		$(BIN)/python -m pytest -m engine -v $(TESTS)
 
 bench: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/formation.py
