@@ -248,3 +248,19 @@ def test_what_is_found_stands_in_the_list_where_it_is_said_to_stand(tokens: list
         spanned = tokens[occurrence.at : occurrence.at + occurrence.width]
         assert spanned[0].startswith(occurrence.text)
         assert occurrence.value == (spanned[1] if occurrence.width == 2 else spanned[0].partition("=")[2])
+
+
+@pytest.mark.parametrize(
+    ("command", "value"),
+    [
+        ("--tp-size 1 --tensor-parallel-size 2", "2"),
+        ("--tensor-parallel-size=2 --tp 1", "1"),
+        ("--tens 2", "2"),
+        ("--t 2", None),
+        ("--tensor-parallel-sizes 2", None),
+    ],
+)
+def test_an_option_with_two_long_names_is_read_by_both_and_the_last_wins(command: str, value: str | None) -> None:
+    flag = Flag("--tp-size", shortest="--tp", also=(Flag("--tensor-parallel-size", shortest="--te"),))
+    assert argv.text(command.split(), flag) == value
+    assert argv.without(command.split(), (flag,)) == (() if value else tuple(command.split()))
