@@ -67,7 +67,7 @@ def test_env_of_the_user_wins() -> None:
 
 
 def test_a_known_engine_gets_them_only_where_it_is_run_as_it_is() -> None:
-    assert env(plan("python3 -m sglang.launch_server", 0, 1)) == {}
+    assert env(plan("trtllm-serve m", 0, 1)) == {}
     assert env(plan("python3 -m sglang.launch_server", options=Options(backend="generic"))) == STANDARD
     assert env(plan("run", 0, 1)) == {**STANDARD, "NNODES": "1", "NODE_RANK": "0"}
 

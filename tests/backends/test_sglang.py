@@ -9,6 +9,7 @@ from backends.errors import ConfigError
 from backends.group import Group
 from backends.layout import LayoutError
 from backends.plan import EnvVar, Kind, Main, Node, Options, Plan, PortOpen, Request
+from backends.serving import RANKS
 from backends.sglang import plan_sglang
 
 SERVER = "python3 -m sglang.launch_server --model-path m"
@@ -72,6 +73,7 @@ def test_every_pod_runs_the_same_command_with_its_own_rank(index: int, ip: str) 
             Kind.SERVER,
             serves=PortOpen("localhost", 30000, "sglang"),
             asked_alone=True,
+            ranks=RANKS["sglang"],
         ),
         decisions=(
             "--dist-init-addr: the ranks meet at the leader's own address, port 20000",
@@ -337,8 +339,8 @@ def test_layouts_in_which_every_rank_has_its_gpu(flags: str, gpus: tuple[int, ..
             "--tp 16",
             (4, 4),
             [
-                "TP 16 × PP 1 needs 16 GPUs; the group has 2 nodes × 4 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2; or a group of 4 nodes with 4 GPUs each",
+                "TP 16 × PP 1 needs 16 GPUs; the group has 2 nodes × 4 = 8. Fits: TP 8 × PP 1, TP 4 × PP 2.",
+                "  to do: set one of these, or make it a group of 4 nodes with 4 GPUs each or 2 nodes with 8 GPUs each",
             ],
         ),
         (
@@ -418,9 +420,9 @@ def test_layouts_in_which_every_rank_has_its_gpu(flags: str, gpus: tuple[int, ..
             "--tp 8 --dp 2",
             (8,),
             [
-                "TP 8 × PP 1 × DP 2 needs 16 GPUs; the group has 1 node × 8 = 8",
-                "  to do: fits: TP 8 × PP 1, TP 4 × PP 2, TP 2 × PP 4, TP 1 × PP 8;"
-                " or a group of 2 nodes with 8 GPUs each",
+                "TP 8 × PP 1 × DP 2 needs 16 GPUs; the group has 1 node × 8 = 8. Fits: TP 8 × PP 1 × DP 1,"
+                " TP 4 × PP 1 × DP 2, TP 2 × PP 2 × DP 2, TP 2 × PP 1 × DP 4.",
+                "  to do: set one of these, or make it a group of 2 nodes with 8 GPUs each",
             ],
         ),
     ],
