@@ -163,8 +163,9 @@ def test_exactly_the_layouts_in_which_sglang_starts_every_rank_once_are_taken(sg
 # ------------------------------------------------------------------ two pods
 
 
-def run(sglang: Path, simulate: Simulate, then: str, *options: str) -> Simulation:
-    return simulate("--size=2", f"--then={then}", *options, command=serve(sglang), limit=400, **ON_CPU)
+def run(sglang: Path, simulate: Simulate, then: str, *options: str, flags: tuple[str, ...] = ()) -> Simulation:
+    command = [*serve(sglang), *flags]
+    return simulate("--size=2", f"--then={then}", *options, command=command, limit=400, **ON_CPU)
 
 
 def test_two_pods_serve_one_model_the_worker_answers_probes_and_all_stop_with_zero(
@@ -180,6 +181,18 @@ def test_two_pods_serve_one_model_the_worker_answers_probes_and_all_stop_with_ze
     assert "sglang, multi-node: every pod runs SGLang with its own rank; TP 2: 1 rank on each node" in done.log(0)
     assert "all 2: command" in done.log(0)
     assert "sglang 0.5.23" in done.log(0)
+
+
+def test_attention_dp_meets_where_the_leader_can_bind_though_the_user_gave_its_name(
+    sglang: Path, simulate: Simulate
+) -> None:
+    # It answers no completion here: SGLang's attention for CPUs without AMX cannot pad the ranks' batches.
+    flags = ("--attn-dp-size", "2", "--dist-init-addr", "{leader}:21000")
+    done = run(sglang, simulate, f"{RETRY} http://$LEADER_IP:30000/ping", flags=flags)
+    assert done.codes() == [0, 0], done.output[-3000:]
+    assert done.code == 0
+    assert ":21000 is given as the leader's address, port 21000" in done.log(0)
+    assert "DP1 TP1" in done.log(1)
 
 
 STREAM = """
