@@ -1,7 +1,7 @@
 """How SGLang shares its ranks out over nodes, and whether what a command asks for fits that and the group's GPUs.
 
 The rules are those of _calculate_rank_ranges (sglang/srt/entrypoints/engine.py) and of srt/arg_groups, 0.5.23. SGLang
-checks some of them, after minutes; a layout that leaves ranks out it takes, and then waits for them.
+checks some of them, once it has loaded its libraries; a layout that leaves ranks out it takes, and waits for them.
 """
 
 from __future__ import annotations
