@@ -29,7 +29,7 @@ def test_every_pod_finds_the_standard_variables_and_its_accelerators_own_as_they
 def test_what_contradicts_lws_is_left_to_the_command_and_warned_of(simulate: Simulate) -> None:
     done = simulate("--size=2", command=[sys.executable, "-c", PRINT], NNODES="9")
     assert [json.loads(done.said(index)[0])["NNODES"] for index in range(2)] == ["9", "9"]
-    assert "WARNING: LeaderWorkerSet says size 2, torchrun-style size 9: the former counts" in done.log(1)
+    assert "WARNING: LeaderWorkerSet says size 2, torchrun's names size 9: the former counts" in done.log(1)
 
 
 def test_a_place_told_by_torchruns_names_reaches_the_command_unchanged() -> None:
@@ -37,7 +37,7 @@ def test_a_place_told_by_torchruns_names_reaches_the_command_unchanged() -> None
     for options in ([], ["--orchestrator=torchrun"]):
         done = start("start", *options, "--", sys.executable, "-c", PRINT, **theirs)
         assert (done.returncode, json.loads(done.stdout)) == (0, theirs), done.stderr
-        assert "the leader of 1, as told by torchrun-style: MASTER_ADDR, NNODES, NODE_RANK" in done.stderr
+        assert "the leader of 1, as told by torchrun's names: MASTER_ADDR, NNODES, NODE_RANK" in done.stderr
 
 
 # Each worker opens its port late; a leader that did not wait would be refused.
