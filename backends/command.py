@@ -53,6 +53,12 @@ class Command:
         """A worker behind Dynamo's own front end and with Dynamo's own drain."""
         return self.argv[self.args - 1].startswith("dynamo.")
 
+    @property
+    def is_api_server_module(self) -> bool:
+        """vLLM's older entry, which starts one API server and knows nothing else that `vllm serve` does."""
+        entry = self.argv[self.args - 1]
+        return entry == "vllm.entrypoints.openai.api_server" or entry.endswith("vllm/entrypoints/openai/api_server.py")
+
     def with_arguments(self, arguments: Sequence[str]) -> tuple[str, ...]:
         return (*self.argv[: self.args], *arguments)
 

@@ -9,12 +9,11 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from backends import argv, serving, sglang, vllm
+from backends import argv, serving, sglang, vllm_flags
 from backends.argv import Flag
 from backends.command import detect
 from backends.errors import ConfigError
 
-MASTER_PORT = Flag("--master-port")
 SERVES = (serving.HOST, serving.PORT, serving.UNIX_SOCKET)
 # Rank and rendezvous flags as torchrun and the launchers beside it spell them; also in a program that we do not know.
 RANKS = (
@@ -22,7 +21,7 @@ RANKS = (
     Flag("--node-rank"),
     Flag("--machine-rank"),  # accelerate launch
     Flag("--master-addr"),
-    MASTER_PORT,
+    Flag("--master-port"),
     Flag("--main-process-ip"),
     Flag("--rdzv-endpoint"),
     Flag("--rdzv-conf"),  # may say who hosts the store
@@ -31,17 +30,8 @@ RANKS = (
 # vLLM 0.33 (vllm/engine/arg_utils.py, vllm/entrypoints/cli/serve.py); SGLang's server_args.py; trtllm-serve's click
 # options; torch/distributed/run.py.
 PER_ROLE: dict[str, tuple[Flag, ...]] = {
-    "vllm": (
-        *SERVES,
-        vllm.NNODES,
-        vllm.NODE_RANK,
-        vllm.MASTER_ADDR,
-        MASTER_PORT,
-        vllm.HEADLESS,
-        vllm.API_SERVERS,  # a headless pod has none
-        *(flag for flag in vllm.DP_SWITCHES if flag.takes_value),  # size, rank and address; the modes must agree
-        Flag("--data-parallel-rpc-port", ("-dpp",), shortest="--data-parallel-rp"),
-    ),
+    # Ports and modes of data parallelism must agree: with unlike ones the pods would wait for each other for ever.
+    "vllm": (*SERVES, *vllm_flags.PER_ROLE),
     "sglang": (sglang.HOST, sglang.PORT, sglang.NNODES, sglang.NODE_RANK, sglang.DIST_INIT_ADDR),
     "tensorrt-llm": SERVES,
     "torchrun": RANKS,

@@ -77,6 +77,14 @@ class EnvVar:
 
 
 @dataclass(frozen=True)
+class Unset:
+    """A variable of the pod that the children must not see, with the reason that is logged."""
+
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
 class File:
     """A file to write before anything is started; mode is the permission bits."""
 
@@ -176,6 +184,7 @@ class Plan:
     reason: str
     kind: Kind
     env: tuple[EnvVar, ...] = ()
+    unset: tuple[Unset, ...] = ()
     files: tuple[File, ...] = ()
     services: tuple[Service, ...] = ()
     gates: tuple[Gate, ...] = ()
@@ -194,6 +203,7 @@ class Options:
     preset, await_workers: for a command that runs as it is; whose variables it gets, and the port of the workers that
     the leader waits for.
     channel_port: where the launchers listen; no engine may be given it.
+    vllm_mode: how vLLM spans the nodes; auto derives it from its flags.
     """
 
     backend: str = "auto"
@@ -206,6 +216,7 @@ class Options:
     preset: str | None = None
     await_workers: int | None = None
     channel_port: int = 9470
+    vllm_mode: str = "auto"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def plan_data(group: Group, node: Node, plan: Plan) -> dict[str, Any]:
         "reason": plan.reason,
         "kind": plan.kind.value,
         "env": [{"name": v.name, "value": _shown(v), "reason": v.reason, "secret": v.secret} for v in plan.env],
+        "unset": [{"name": v.name, "reason": v.reason} for v in plan.unset],
         "files": [{"path": f.path, "mode": oct(f.mode), "content": f.content, "reason": f.reason} for f in plan.files],
         "services": [
             {
@@ -53,6 +54,8 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
         lines.append(f"  write   {file.path} ({file.mode:04o}): {file.reason}")
     for variable in plan.env:
         lines.append(f"  set     {variable.name}={_shown(variable)}  # {variable.reason}")
+    for gone in plan.unset:
+        lines.append(f"  unset   {gone.name}  # {gone.reason}")
     for service in plan.services:
         when = "at once" if service.stage is Stage.ADMITTED else "when all have joined"
         if service.gates:

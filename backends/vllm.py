@@ -1,133 +1,188 @@
-"""vLLM: which multi-node mode a command means, and what each pod does for it.
+"""vLLM: which multi-node mode a command means. Each mode's plan is made in a module of its own.
 
-Flags and rules were read from vLLM 0.32 and 0.33 (vllm/engine/arg_utils.py, vllm/config/parallel.py). The shortest
-prefixes are those that argparse accepts for its whole option list.
+A mode follows from the flags, in the order in which vLLM itself reads them; without a telling flag it follows from the
+degrees, the image and the group. docs/vllm.md has the table.
 """
 
 from __future__ import annotations
 
-from dataclasses import replace
-
-from backends import argv, ray
-from backends.argv import Flag
-from backends.command import Command, detect
+from backends import argv
+from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
 from backends.layout import check_layout
-from backends.plan import EnvVar, InFlight, Kind, Main, Plan, Request, join_host_port, unless_set
-from backends.serving import VLLM_ON_RAY, main_process, ranks
-from backends.versions import at_least
-
-TP = Flag("--tensor-parallel-size", ("-tp",), shortest="--te")
-PP = Flag("--pipeline-parallel-size", ("-pp",), shortest="--pi")
-PCP = Flag("--prefill-context-parallel-size", ("-pcp",), shortest="--prefill-c")
-DP = Flag("--data-parallel-size", ("-dp",))
-EXECUTOR = Flag("--distributed-executor-backend", shortest="--distributed-e")
-NNODES = Flag("--nnodes", ("-n",), shortest="--nn")
-NODE_RANK = Flag("--node-rank", ("-r",), shortest="--nod")
-MASTER_ADDR = Flag("--master-addr", shortest="--master-a")
-HEADLESS = Flag("--headless", takes_value=False)
-DP_SWITCHES = (
-    Flag("--data-parallel-size-local", ("-dpl",), shortest="--data-parallel-size-"),
-    Flag("--data-parallel-rank", ("-dpn",), shortest="--data-parallel-ra"),
-    Flag("--data-parallel-start-rank", ("-dpr",), shortest="--data-parallel-st"),
-    Flag("--data-parallel-address", ("-dpa",), shortest="--data-parallel-a"),
-    Flag("--data-parallel-hybrid-lb", ("-dph",), shortest="--data-parallel-h", takes_value=False),
-    Flag("--data-parallel-external-lb", ("-dpe",), shortest="--data-parallel-e", takes_value=False),
-    Flag("--data-parallel-multi-port-external-lb", ("-dpm",), shortest="--data-parallel-m", takes_value=False),
+from backends.plan import Plan, Request
+from backends.vllm_asked import NATIVE_FLAGS, Asked, Edit, read
+from backends.vllm_data_parallel import plan_external, plan_hybrid, plan_internal, plan_multi_port
+from backends.vllm_engine import engine_plan
+from backends.vllm_flags import (
+    DP_ADDRESS,
+    DP_BACKEND,
+    DP_LOCAL,
+    DP_PORT,
+    DP_RANK,
+    DP_START,
+    ELASTIC_EP,
+    EPLB,
+    EXTERNAL,
+    HEADLESS,
+    HYBRID,
+    MULTI_PORT,
+    NNODES,
 )
-CONFIG = Flag("--config")
-NO_STATS = Flag("--disable-log-stats", shortest="--disable-log-s", takes_value=False)
-CERTIFICATE = Flag("--ssl-certfile", shortest="--ssl-certf")
-GAUGES = ("vllm:num_requests_running", "vllm:num_requests_waiting")
-COUNT = Flag("--enable-server-load-tracking", shortest="--enable-se", takes_value=False)
-NO_COUNT = Flag("--no-enable-server-load-tracking", shortest="--no-enable-se", takes_value=False)
-COUNTS_SINCE = (0, 9)  # https://github.com/vllm-project/vllm/pull/13950
-API_SERVERS = Flag("--api-server-count", ("-asc",), shortest="--api-s")
-SHUTDOWN = Flag("--shutdown-timeout", shortest="--shu")
-NEWEST = "0.33.0"  # that these rules were read from
-DRAINS_SINCE = (0, 18)  # https://github.com/vllm-project/vllm/pull/36666
+from backends.vllm_native import plan_native
+from backends.vllm_ray import plan_data_parallel_on_ray, plan_on_ray
+
+# --vllm-mode and the planner of each.
+PLANNERS = {
+    "ray": plan_on_ray,
+    "native": plan_native,
+    "internal-lb": plan_internal,
+    "hybrid-lb": plan_hybrid,
+    "external-lb": plan_external,
+    "multi-port-lb": plan_multi_port,
+    "data-parallel-ray": plan_data_parallel_on_ray,
+}
+OF_ONE_REPLICA = ("ray", "native")
+MODES = ("auto", *PLANNERS)
 
 
 def plan_vllm(request: Request) -> Plan:
-    """One pod's plan for `vllm serve`. Raises ConfigError for layouts that cannot form and modes not built yet."""
+    """One pod's plan. Raises ConfigError for layouts that cannot form, and for flags that contradict the group."""
     if request.options.leader_excluded:
         raise ConfigError(_no_gpu_no_driver())
-    command = detect(main_argv(request))
-    arguments = command.arguments
-    kind = request.options.kind or Kind.SERVER
-    axes = [("TP", argv.whole_number(arguments, TP, 1)), ("PP", argv.whole_number(arguments, PP, 1))]
-    context = argv.whole_number(arguments, PCP, 1)
-    if context > 1:
-        axes.append(("PCP", context))
+    asked = read(request, detect(main_argv(request)))
     if request.group.size == 1:
-        arguments, drain = _with_drain(command, request)
-        _refuse_more_nodes(arguments)
-        data = argv.whole_number(arguments, DP, 1)
-        if request.node.gpus:
-            _check_fits_one_node([*axes, ("DP", data)], request)
-        return Plan(
-            backend="vllm",
-            mode="single node",
-            reason="the group is this pod alone",
-            kind=kind,
-            env=host_ip(request),
-            main=main_process(replace(command, argv=command.with_arguments(arguments)), kind),
-            decisions=drain,
-            notes=_notes(arguments, request),
-        )
-    executor = argv.text(arguments, EXECUTOR)
-    _refuse_data_parallel(arguments)
-    _refuse_native(arguments, executor)
-    check_layout(axes, request.nodes)
-    if executor == "ray":
-        reason = "the command says --distributed-executor-backend ray"
-    elif request.node.ray:
-        reason = f"the image has Ray {request.node.ray} and the model spans {request.group.size} nodes"
-        arguments = argv.add(arguments, EXECUTOR, "ray")
-    else:
+        return _alone(asked)
+    _check_elastic(asked)
+    mode, reason = choose(asked)
+    return PLANNERS[mode](asked, reason)
+
+
+def choose(asked: Asked) -> tuple[str, str]:
+    """The mode and why. Raises ConfigError where flags contradict each other or --vllm-mode."""
+    forced = asked.request.options.vllm_mode
+    told = _told(asked)
+    if len({mode for mode, _ in told}) > 1:
+        signs = " and ".join(sign for _, sign in told)
         raise ConfigError(
-            _not_yet(
-                "native multi-node vLLM (--nnodes), which this command needs because the image has no Ray",
-                "install ray in the image, and lwsrun runs the model on it",
+            Fault(
+                f"{signs} contradict each other", "the flags of one mode of data parallelism", "leave all but one out"
             )
         )
-    if request.node.ray is None:
-        raise ray.no_ray(request.node)
-    main, drain = None, ()
-    if request.group.is_leader:
-        main, drain = _drained_by_us(replace(command, argv=command.with_arguments(arguments)), kind, request)
-    return Plan(
-        backend="vllm",
-        mode="Ray",
-        reason=reason,
-        kind=kind,
-        env=(*host_ip(request), *ray.cluster_env(request)),
-        services=(replace(ray.cluster_service(request), ranks=ranks(command, kind, VLLM_ON_RAY)),),
-        gates=ray.cluster_gates(request),
-        main=main,
-        leader_only=True,
-        decisions=drain,
-        notes=_notes(arguments, request),
-    )
+    if told:
+        mode, sign = told[0]
+        if forced not in ("auto", mode):
+            raise ConfigError(
+                Fault(
+                    f"--vllm-mode {forced}, but the command has {sign}: that is {mode}",
+                    "a mode and flags that mean the same",
+                    f"leave {sign} or --vllm-mode out",
+                )
+            )
+        return mode, f"--vllm-mode {mode}" if forced == mode else f"the command says {sign}"
+    one_replica = asked.data == 1
+    if forced != "auto":
+        if one_replica != (forced in OF_ONE_REPLICA):
+            raise ConfigError(
+                Fault(
+                    f"--vllm-mode {forced}, but --data-parallel-size is {asked.data}",
+                    f"one of: {', '.join(mode for mode in PLANNERS if (mode in OF_ONE_REPLICA) == one_replica)}",
+                    "change --data-parallel-size, or leave --vllm-mode out",
+                )
+            )
+        return forced, f"--vllm-mode {forced}"
+    size, ray = asked.request.group.size, asked.request.node.ray
+    if one_replica and ray:
+        return "ray", f"the image has Ray {ray} and the model spans {size} nodes"
+    if one_replica:
+        return "native", f"the image has no Ray and the model spans {size} nodes"
+    if asked.command.is_dynamo:
+        return "hybrid-lb", f"{asked.data} replicas, and Dynamo's own front end chooses among the pods"
+    return "internal-lb", f"{asked.data} replicas behind one server, because nothing else is said"
 
 
-def host_ip(request: Request) -> tuple[EnvVar, ...]:
-    """vLLM guesses its own address by the default route, and silently takes 0.0.0.0 when that fails."""
-    return unless_set(request, EnvVar("VLLM_HOST_IP", request.node.ip, "this pod's own address, never guessed"))
+def _told(asked: Asked) -> list[tuple[str, str]]:
+    """The modes that the flags name, each with the flag that does."""
+    told = []
+    if argv.text(asked.arguments, DP_BACKEND) == "ray":
+        told.append(("data-parallel-ray", f"{DP_BACKEND.name} ray"))
+    if asked.has(MULTI_PORT):
+        told.append(("multi-port-lb", MULTI_PORT.name))
+    elif asked.has(DP_START) and not asked.has(HEADLESS) and not asked.has(HYBRID):
+        told.append(("hybrid-lb", f"{DP_START.name} without {HEADLESS.name}"))
+    if asked.has(HYBRID):
+        told.append(("hybrid-lb", HYBRID.name))
+    if asked.has(EXTERNAL) or asked.has(DP_RANK):
+        told.append(("external-lb", EXTERNAL.name if asked.has(EXTERNAL) else DP_RANK.name))
+    native = [flag.name for flag in NATIVE_FLAGS if asked.has(flag)]
+    if asked.data == 1:
+        _refuse_lone_replica(asked, [sign for _, sign in told])
+    if asked.executor not in (None, "ray", "mp"):
+        raise ConfigError(
+            Fault(
+                f"--distributed-executor-backend {asked.executor} in a group of {asked.request.group.size}",
+                "ray or mp, or no such flag",
+                "--backend generic runs the command as it is on every pod",
+            )
+        )
+    if asked.executor == "ray" and native:
+        raise ConfigError(
+            Fault(
+                f"{', '.join(native)} and --distributed-executor-backend ray contradict each other",
+                "vLLM takes --nnodes with its multiprocessing executor only",
+                f"leave out {', '.join(native)}: lwsrun tells Ray the nodes",
+            )
+        )
+    if asked.data > 1 and asked.executor == "ray" and "data-parallel-ray" not in dict(told):
+        raise ConfigError(
+            Fault(
+                f"--data-parallel-size {asked.data} with --distributed-executor-backend ray",
+                f"{DP_BACKEND.name} ray, which places the replicas over the nodes",
+                f"add {DP_BACKEND.name} ray, or leave --distributed-executor-backend out",
+            )
+        )
+    if asked.data == 1 and asked.executor == "ray":
+        told.append(("ray", "--distributed-executor-backend ray"))
+    elif asked.data == 1 and (native or asked.executor == "mp"):
+        told.append(("native", native[0] if native else "--distributed-executor-backend mp"))
+    return told
 
 
-def _check_fits_one_node(axes: list[tuple[str, int]], request: Request) -> None:
-    # Fewer than the node has is legal on one node (several engines may share it); more can never start.
-    needed = 1
-    for _, degree in axes:
-        needed *= degree
-    if needed > request.node.gpus:
-        check_layout(axes, request.nodes)
+def _refuse_lone_replica(asked: Asked, signs: list[str]) -> None:
+    others = (DP_LOCAL, DP_ADDRESS, DP_PORT, DP_START)
+    named = [*signs, *(flag.name for flag in others if asked.has(flag) and not signs)]
+    # An elastic deployment may start with one replica and grow.
+    if not named or asked.has(ELASTIC_EP):
+        return
+    total = sum(node.gpus for node in asked.request.nodes)
+    fits = f"--data-parallel-size {total // asked.world}" if total and total % asked.world == 0 else "more replicas"
+    raise ConfigError(Fault(f"{named[0]}, but no --data-parallel-size above 1", fits, "add it on every pod"))
 
 
-def _refuse_more_nodes(arguments: tuple[str, ...]) -> None:
-    nodes = argv.whole_number(arguments, NNODES, 1)
+def _check_elastic(asked: Asked) -> None:
+    """What vLLM itself refuses, minutes later (vllm/config/parallel.py)."""
+    if not asked.has(ELASTIC_EP):
+        return
+    wrong = []
+    if not asked.has(EPLB):
+        wrong.append(f"no {EPLB.name}")
+    if asked.pipeline > 1:
+        wrong.append(f"PP {asked.pipeline}")
+    wrong += [flag.name for flag in (HYBRID, EXTERNAL, DP_RANK, MULTI_PORT) if asked.has(flag)]
+    if wrong:
+        raise ConfigError(
+            Fault(
+                f"{ELASTIC_EP.name} with {', '.join(wrong)}",
+                f"{EPLB.name}, PP 1, and vLLM's internal load balancing",
+                "vLLM would refuse it at its start",
+            )
+        )
+
+
+def _alone(asked: Asked) -> Plan:
+    request = asked.request
+    nodes = argv.whole_number(asked.arguments, NNODES, 1)
     if nodes > 1:
         raise ConfigError(
             Fault(
@@ -136,35 +191,11 @@ def _refuse_more_nodes(arguments: tuple[str, ...]) -> None:
                 "check LWS_GROUP_SIZE or --size",
             )
         )
-
-
-def _refuse_data_parallel(arguments: tuple[str, ...]) -> None:
-    if argv.whole_number(arguments, DP, 1) > 1 or any(argv.find(arguments, flag) for flag in DP_SWITCHES):
-        raise ConfigError(_not_yet("vLLM data parallelism over several nodes", "use TP × PP over the group's GPUs"))
-
-
-def _refuse_native(arguments: tuple[str, ...], executor: str | None) -> None:
-    native = [f for f in (NNODES, NODE_RANK, MASTER_ADDR, HEADLESS) if argv.find(arguments, f)]
-    if native:
-        flags = ", ".join(flag.name for flag in native)
-        if executor == "ray":
-            raise ConfigError(
-                Fault(
-                    f"{flags} and --distributed-executor-backend ray contradict each other",
-                    "vLLM takes --nnodes with its multiprocessing executor only",
-                    f"leave out {flags}: lwsrun tells Ray the nodes",
-                )
-            )
-        raise ConfigError(
-            _not_yet(f"native multi-node vLLM ({flags} in the command)", "leave them out and use an image with Ray")
-        )
-    if executor not in (None, "ray"):
-        raise ConfigError(
-            _not_yet(
-                f"native multi-node vLLM (--distributed-executor-backend {executor})",
-                "say --distributed-executor-backend ray, or leave it out",
-            )
-        )
+    axes = [*asked.axes, ("DP", asked.data)]
+    # Fewer than the node has is legal on one node (several engines may share it); more can never start.
+    if request.node.gpus and asked.world * asked.data > request.node.gpus:
+        check_layout(axes, request.nodes)
+    return engine_plan(asked, Edit(asked), mode="single node", reason="the group is this pod alone", servers=asked.data)
 
 
 def _no_gpu_no_driver() -> Fault:
@@ -174,55 +205,3 @@ def _no_gpu_no_driver() -> Fault:
         "a leader with GPUs: without one vLLM ends with `Failed to infer device type` or `Current node has no GPU`",
         "give the leader the workers' GPUs and leave --leader-excluded out; --backend ray and generic take it",
     )
-
-
-def _not_yet(what: str, remedy: str) -> Fault:
-    return Fault(f"this version of lwsrun cannot run {what}", "a later version will", remedy)
-
-
-def _with_drain(command: Command, request: Request) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The arguments with vLLM's own drain switched on, and why: without it a SIGTERM aborts every request."""
-    arguments, seconds = command.arguments, request.options.answering
-    theirs = argv.find(arguments, SHUTDOWN) or argv.find(arguments, CONFIG)  # a flag would win over the file
-    can = at_least(request.node.engine_version, DRAINS_SINCE) and not command.is_dynamo
-    if theirs or not can or seconds < 1:
-        return arguments, ()
-    reason = "asked to stop, vLLM answers the requests that it has for so long, instead of aborting them"
-    return argv.add(arguments, SHUTDOWN, str(seconds)), (f"{SHUTDOWN.name} {seconds}: {reason}",)
-
-
-def _drained_by_us(command: Command, kind: Kind, request: Request) -> tuple[Main, tuple[str, ...]]:
-    """On Ray vLLM's own drain does nothing: Ray's SIGTERM handler ends the engine's core (measured with 0.32).
-
-    The server then waits for ever for the streams that it has; so it is asked to stop when it has none.
-    """
-    arguments = command.arguments
-    main = main_process(command, kind)
-    if main.serves is None or argv.find(arguments, NO_STATS):
-        return main, ()
-    scheme = "https" if argv.find(arguments, CERTIFICATE) else "http"
-    page = f"{scheme}://{join_host_port(main.serves.host, main.serves.port)}"
-    in_flight = InFlight(f"{page}/metrics", GAUGES)
-    reason = "on Ray a SIGTERM ends vLLM at once, so it is asked to stop when no request is in flight"
-    one_server = argv.whole_number(arguments, API_SERVERS, 1, lowest=0) <= 1  # each counts its own
-    if at_least(request.node.engine_version, COUNTS_SINCE) and one_server and not argv.find(arguments, NO_COUNT):
-        in_flight = replace(in_flight, load=f"{page}/load", load_key="server_load")
-        reason = f"{COUNT.name}: {reason}"
-        if not argv.find(arguments, COUNT):
-            main = replace(main, argv=command.with_arguments(argv.add(arguments, COUNT)))
-    return replace(main, in_flight=in_flight), (reason,)
-
-
-def _notes(arguments: tuple[str, ...], request: Request) -> tuple[str, ...]:
-    notes = []
-    if argv.find(arguments, CONFIG):
-        notes.append("--config FILE is read by vLLM alone: sizes that it sets are not seen here, give them as flags")
-        if request.group.size == 1 and not argv.find(arguments, SHUTDOWN):
-            notes.append(f"{SHUTDOWN.name} is left to --config FILE: without it a SIGTERM aborts every request")
-    drain = argv.whole_number(arguments, SHUTDOWN, 0, lowest=0)
-    if request.group.size == 1 and drain > request.options.answering:
-        notes.append(
-            f"{SHUTDOWN.name} {drain} does not fit: {request.options.answering} s are left for it; raise"
-            " --drain-timeout, and terminationGracePeriodSeconds above that"
-        )
-    return tuple(notes)

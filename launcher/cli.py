@@ -18,7 +18,7 @@ from backends.argv import Flag
 from backends.errors import ConfigError
 from backends.group import MAX_SIZE
 from backends.orchestrator import NAMES as ORCHESTRATORS
-from backends.vllm import NEWEST as NEWEST_VLLM
+from backends.vllm_flags import NEWEST as NEWEST_VLLM
 from launcher import exits
 from launcher.budget import share_out
 from launcher.options import OF_BACKENDS, PASS_THROUGH, SECONDS, backend_options, make_options, timing_options

@@ -220,8 +220,8 @@ class Pod:
         known, self.plan = self.plan, make_plan(request)
         if known is None:
             log.info("%s, %s: %s", self.plan.backend, self.plan.mode, self.plan.reason)
-            for decision in self.plan.decisions:
-                log.info("%s", decision)
+            for gone in self.plan.unset:
+                log.info("%s is not handed on: %s", gone.name, gone.reason)
             for note in self.plan.notes:
                 log.warning("%s", note)
 
@@ -235,6 +235,8 @@ class Pod:
             path.chmod(file.mode)
         await self.start_services(Stage.FORMED)
         self.tell_environment()
+        for decision in plan.decisions:  # not earlier: ranks and the leader's address were assumed until now
+            log.info("%s", decision)
         if plan.gates:
             self.enter("preparing")
         for gate in plan.gates:
@@ -301,8 +303,10 @@ class Pod:
         self.announced.update(variable.name for variable in self.the_plan.env)
 
     def environ(self) -> Mapping[str, str]:
-        added = {variable.name: variable.value for variable in self.the_plan.env}
-        return {**self.settings.environ, **added}
+        plan = self.the_plan
+        gone = {variable.name for variable in plan.unset}
+        kept = {name: value for name, value in self.settings.environ.items() if name not in gone}
+        return {**kept, **{variable.name: variable.value for variable in plan.env}}
 
     def start(self, name: str, argv: tuple[str, ...], keep_stdin: bool = False) -> Child:
         try:

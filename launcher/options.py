@@ -12,6 +12,7 @@ from backends.errors import ConfigError, Fault
 from backends.plan import Kind, Options
 from backends.planner import NAMES
 from backends.presets import NAMES as PRESETS
+from backends.vllm import MODES as VLLM_MODES
 
 # No option may follow COMMAND: what stands there belongs to it.
 PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
@@ -62,13 +63,26 @@ backend_options = options(
     click.option("--leader-excluded", is_flag=True, show_envvar=True,
                  help="The leader takes no part in the layout (LWS subgroups with LeaderExcluded): GPUs are those of"
                  " the workers."),
+    click.option("--vllm-mode", type=click.Choice(VLLM_MODES), default="auto", show_default=True, show_envvar=True,
+                 help="How vLLM spans the nodes, the same in all pods; auto derives it from its flags, the GPUs and the"
+                 " image."),
     click.option("--preset", type=click.Choice(PRESETS), default=None, show_envvar=True,
                  help="For a command that runs as it is: add the variables by which such an image learns its role."),
     click.option("--await-workers", type=click.IntRange(1, 65535), metavar="PORT", default=None, show_envvar=True,
                  help="For a command that runs as it is: the leader's starts when every worker accepts connections"
                  " on this port."),
 )  # fmt: skip
-OF_BACKENDS = ("backend", "kind", "env", "ray_port", "peer_timeout", "leader_excluded", "preset", "await_workers")
+OF_BACKENDS = (
+    "backend",
+    "kind",
+    "env",
+    "ray_port",
+    "peer_timeout",
+    "leader_excluded",
+    "vllm_mode",
+    "preset",
+    "await_workers",
+)
 
 
 def timing_options(drain_delay: str) -> Callable[[Any], Any]:

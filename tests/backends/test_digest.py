@@ -18,7 +18,7 @@ from backends.digest import common_part, difference
         ("vllm serve m --nnodes 2 --node_rank=0", "vllm serve m --nn 2 --nod 1"),
         (
             "vllm serve m -dp 16 --data-parallel-size-local 8 --data-parallel-address a --api-server-count 8",
-            "vllm serve m -dp 16 -dpl 8 -dpa b --data-parallel-start-rank 8 --data-parallel-rpc-port=5555 --headless",
+            "vllm serve m -dp 16 -dpl 8 -dpa b --data-parallel-start-rank 8 --headless",
         ),
         ("vllm serve m --host 0.0.0.0 --port 8000", "vllm serve m --uds /tmp/s"),
         (
@@ -53,6 +53,8 @@ def test_what_a_role_decides_is_left_out(leader: str, worker: str) -> None:
         ("vllm serve m", "vllm serve m --enforce-eager", ("nothing", "--enforce-eager")),
         ("vllm serve m -r 1 --seed 1", "vllm serve m -r 0 --seed 2", ("1", "2")),
         ("vllm serve m --data-parallel-hybrid-lb", "vllm serve m", ("--data-parallel-hybrid-lb", "nothing")),
+        ("vllm serve m -dpp 5555", "vllm serve m", ("-dpp 5555", "nothing")),
+        ("vllm serve m --master-port 1", "vllm serve m --master-port 2", ("1", "2")),
         ("vllm serve m -- --port 1", "vllm serve m -- --port 2", ("1", "2")),
         ("sglang serve m", "vllm serve m", ("sglang", "vllm")),
         ("my-server --host a", "my-server --host b", ("a", "b")),

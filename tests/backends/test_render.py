@@ -7,7 +7,7 @@ import json
 import pytest
 
 from backends.group import Group
-from backends.plan import EnvVar, File, Kind, Main, Node, Options, Plan, Request, Service, Stage
+from backends.plan import EnvVar, File, Kind, Main, Node, Options, Plan, Request, Service, Stage, Unset
 from backends.planner import make_plan
 from backends.render import plan_data, plan_text
 
@@ -137,6 +137,7 @@ def test_the_data_is_stable_and_complete() -> None:
         "reason",
         "kind",
         "env",
+        "unset",
         "files",
         "services",
         "gates",
@@ -172,7 +173,7 @@ def test_the_data_is_stable_and_complete() -> None:
         }
     ]
     assert data["main"] is None
-    assert (data["files"], data["gates"], data["decisions"], data["notes"]) == ([], [], [], [])
+    assert all(data[name] == [] for name in ("unset", "files", "gates", "decisions", "notes"))
 
 
 def test_the_leaders_data_holds_its_gate_and_its_main_process() -> None:
@@ -247,3 +248,10 @@ def test_any_secret_variable_is_masked() -> None:
     assert f"  set     KEY={MASK}  # private" in text
     assert "  set     A=b  # open" in text
     assert TOKEN not in text + json.dumps(plan_data(made.group, made.node, plan))
+
+
+def test_a_variable_that_is_not_handed_on_is_told_with_its_reason() -> None:
+    plan = Plan("vllm", "m", "r", Kind.SERVER, unset=(Unset("VLLM_PORT", "why"),))
+    made = request(index=1)
+    assert "  unset   VLLM_PORT  # why" in plan_text(made.group, made.node, plan).splitlines()
+    assert plan_data(made.group, made.node, plan)["unset"] == [{"name": "VLLM_PORT", "reason": "why"}]

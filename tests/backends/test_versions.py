@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from backends.versions import at_least
+from backends.versions import at_least, known_to_be_older
 
 
 @pytest.mark.parametrize(
@@ -79,3 +79,26 @@ def test_versions_are_ordered_as_pairs_of_numbers(major: int, minor: int, wanted
     reached = (major, minor) >= (wanted, wanted_minor)
     for version in (f"{major}.{minor}", f"{major}.{minor}.7", f"{major}.{minor}rc2", f"{major}.{minor}+cu130"):
         assert at_least(version, (wanted, wanted_minor)) is reached
+
+
+@pytest.mark.parametrize(
+    ("version", "reached"),
+    [
+        ("0.11.0", False),
+        ("0.11.0.post2", False),
+        ("0.11", False),
+        ("0.11.1", True),
+        ("0.11.1rc2", True),
+        ("0.12", True),
+    ],
+)
+def test_a_third_number_counts_where_it_is_asked_for(version: str, reached: bool) -> None:
+    assert at_least(version, (0, 11, 1)) is reached
+
+
+@pytest.mark.parametrize(
+    ("version", "older"),
+    [("0.11.0", True), ("0.11.1", False), ("0.32.0+cpu", False), (None, False), ("0.1.dev1+gabc", False)],
+)
+def test_only_a_version_that_is_known_is_older(version: str | None, older: bool) -> None:
+    assert known_to_be_older(version, (0, 11, 1)) is older

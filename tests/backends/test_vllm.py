@@ -159,40 +159,9 @@ def test_a_user_who_says_ray_in_an_image_without_ray_is_told_to_add_it() -> None
     )
 
 
-def test_an_image_without_ray_cannot_yet_span_nodes() -> None:
-    text = refusal(request("vllm serve m -tp 16", ray=None))
-    assert "this version of lwsrun cannot run native multi-node vLLM (--nnodes)" in text
-    assert "the image has no Ray" in text
-    assert "expected: a later version will" in text
-    assert "to do: install ray in the image" in text
-
-
 @pytest.mark.parametrize("index", [0, 1])
 def test_every_pod_of_a_group_refuses_alike(index: int) -> None:
     assert "needs 8 GPUs; the group has 2 nodes × 8 = 16" in refusal(request("vllm serve m -tp 8", index=index))
-
-
-@pytest.mark.parametrize(
-    ("flags", "named"),
-    [
-        ("--nnodes 2", "--nnodes"),
-        ("--nnodes=2 --node-rank 0", "--nnodes, --node-rank"),
-        ("-n 2 -r 0", "--nnodes, --node-rank"),
-        ("-n2 -r0", "--nnodes, --node-rank"),
-        (
-            "--nnodes 2 --node-rank 1 --master-addr 10.0.0.1 --headless",
-            "--nnodes, --node-rank, --master-addr, --headless",
-        ),
-        ("--headless", "--headless"),
-        ("--master_addr=10.0.0.1", "--master-addr"),
-    ],
-)
-def test_native_multi_node_flags_cannot_be_run_yet(flags: str, named: str) -> None:
-    assert refusal(request(f"vllm serve m -tp 16 {flags}")) == (
-        f"this version of lwsrun cannot run native multi-node vLLM ({named} in the command)\n"
-        "  expected: a later version will\n"
-        "  to do: leave them out and use an image with Ray"
-    )
 
 
 def test_native_flags_beside_ray_contradict_each_other() -> None:
@@ -204,33 +173,12 @@ def test_native_flags_beside_ray_contradict_each_other() -> None:
     )
 
 
-@pytest.mark.parametrize("executor", ["mp", "uni", "external_launcher"])
-def test_another_executor_than_ray_cannot_be_run_yet(executor: str) -> None:
-    text = refusal(request(f"vllm serve m -tp 16 --distributed-executor-backend {executor}"))
-    assert f"cannot run native multi-node vLLM (--distributed-executor-backend {executor})" in text
-    assert "to do: say --distributed-executor-backend ray, or leave it out" in text
-
-
-@pytest.mark.parametrize(
-    "flags",
-    [
-        "--data-parallel-size 2",
-        "--data_parallel_size=2",
-        "-dp 2",
-        "-dpl 1",
-        "--data-parallel-size-local 1",
-        "--data-parallel-rank 0",
-        "-dpr 0",
-        "--data-parallel-address 10.0.0.1",
-        "--data-parallel-hybrid-lb",
-        "-dpe",
-    ],
-)
-def test_data_parallelism_over_nodes_cannot_be_run_yet(flags: str) -> None:
-    assert refusal(request(f"vllm serve m -tp 8 {flags}")) == (
-        "this version of lwsrun cannot run vLLM data parallelism over several nodes\n"
-        "  expected: a later version will\n"
-        "  to do: use TP × PP over the group's GPUs"
+@pytest.mark.parametrize("executor", ["uni", "external_launcher", "my.Executor"])
+def test_another_executor_than_ray_and_mp_spans_no_nodes(executor: str) -> None:
+    assert refusal(request(f"vllm serve m -tp 16 --distributed-executor-backend {executor}")) == (
+        f"--distributed-executor-backend {executor} in a group of 2\n"
+        "  expected: ray or mp, or no such flag\n"
+        "  to do: --backend generic runs the command as it is on every pod"
     )
 
 

@@ -1,0 +1,172 @@
+"""What a command of vLLM asks for, and how its flags are brought to this pod's form."""
+
+from __future__ import annotations
+
+import ipaddress
+from dataclasses import dataclass
+
+from backends import argv
+from backends.argv import Flag
+from backends.command import Command
+from backends.errors import ConfigError, Fault
+from backends.layout import LayoutError
+from backends.plan import Kind, Request
+from backends.versions import known_to_be_older
+from backends.vllm_flags import (
+    API_SERVERS,
+    DP,
+    EXECUTOR,
+    GRPC,
+    GRPC_PORT,
+    HEADLESS,
+    MASTER_ADDR,
+    NNODES,
+    NODE_RANK,
+    PCP,
+    PP,
+    TP,
+)
+
+NATIVE_FLAGS = (NNODES, NODE_RANK, MASTER_ADDR, HEADLESS)
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A command of vLLM in its group: the degrees that it names, 1 where it names none."""
+
+    request: Request
+    command: Command
+    kind: Kind
+    tensor: int
+    pipeline: int
+    context: int
+    data: int
+    executor: str | None
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        return self.command.arguments
+
+    @property
+    def world(self) -> int:
+        """The ranks, and so the GPUs, of one replica of the model."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def axes(self) -> list[tuple[str, int]]:
+        axes = [("TP", self.tensor), ("PP", self.pipeline)]
+        return [*axes, ("PCP", self.context)] if self.context > 1 else axes
+
+    def has(self, flag: Flag) -> bool:
+        return bool(argv.find(self.arguments, flag))
+
+
+def read(request: Request, command: Command) -> Asked:
+    """Raises ConfigError for a degree that is no number."""
+    arguments = command.arguments
+    tensor, pipeline, context, data = (argv.whole_number(arguments, flag, 1) for flag in (TP, PP, PCP, DP))
+    kind = request.options.kind or Kind.SERVER
+    return Asked(request, command, kind, tensor, pipeline, context, data, argv.text(arguments, EXECUTOR))
+
+
+class Edit:
+    """The command on its way to this pod's form. A flag that the user gave stays, when it says what the group says."""
+
+    def __init__(self, asked: Asked) -> None:
+        self.request = asked.request
+        self.arguments = asked.arguments
+        self.added: list[str] = []
+        self.dropped: list[str] = []
+
+    def number(self, flag: Flag, value: int, meaning: str) -> None:
+        """Raises LayoutError for another number: with it this pod would wait for peers that never come."""
+        given = argv.last(self.arguments, flag)
+        if given is None:
+            self._add(flag, str(value))
+        elif argv.whole_number(self.arguments, flag, value, lowest=0) != value:
+            raise LayoutError(
+                Fault(
+                    f"{given.text} is {given.value}, but {meaning} is {value}",
+                    f"{flag.name} {value} on {self.request.group.me}",
+                    f"leave {flag.name} out: lwsrun gives every pod its own",
+                )
+            )
+
+    def leader(self, flag: Flag) -> None:
+        """The leader's address as an IP. A name that the user gave stays: what it resolves to is not known here."""
+        given, ip = argv.last(self.arguments, flag), self.request.leader.ip
+        if given is None:
+            self._add(flag, ip)
+        elif _is_another_address(given.value or "", ip):
+            raise LayoutError(
+                Fault(
+                    f"{given.text} is {given.value}, but the leader's address is {ip}",
+                    "the leader's address or its name, on every pod",
+                    f"leave {flag.name} out; for another of the leader's addresses say --pod-ip there",
+                )
+            )
+
+    def port(self, flag: Flag, default: int) -> int:
+        port = argv.whole_number(self.arguments, flag, default)
+        if not argv.find(self.arguments, flag):
+            self._add(flag, str(port))
+        return port
+
+    def switch(self, flag: Flag, value: str | None = None) -> None:
+        if not argv.find(self.arguments, flag):
+            self._add(flag, value)
+
+    def headless(self) -> None:
+        """A pod without API server: the flags of one are left out, because vLLM refuses or prefers them."""
+        self.switch(HEADLESS)
+        for flag in (API_SERVERS, GRPC, GRPC_PORT):
+            if argv.find(self.arguments, flag):
+                self.arguments = argv.without(self.arguments, [flag])
+                self.dropped.append(f"left out {flag.name}: this pod has no API server")
+
+    def nodes(self) -> None:
+        group = self.request.group
+        self.number(NNODES, group.size, "the group's size")
+        self.number(NODE_RANK, group.index, "this pod's index")
+        self.leader(MASTER_ADDR)
+
+    def decisions(self, why: str) -> tuple[str, ...]:
+        return (*((f"{' '.join(self.added)}: {why}",) if self.added else ()), *self.dropped)
+
+    def _add(self, flag: Flag, value: str | None = None) -> None:
+        self.arguments = argv.add(self.arguments, flag, value)
+        self.added += [flag.name] if value is None else [flag.name, value]
+
+
+def _is_another_address(given: str, ip: str) -> bool:
+    try:
+        return ipaddress.ip_address(given) != ipaddress.ip_address(ip)
+    except ValueError:
+        return given == "localhost"
+
+
+def refuse_headless_leader(asked: Asked) -> None:
+    if asked.request.group.is_leader and asked.has(HEADLESS):
+        raise ConfigError(
+            Fault(
+                "--headless on the leader: nobody would serve",
+                "--headless on workers only",
+                "leave it out: lwsrun adds it where it belongs",
+            )
+        )
+
+
+def refuse_older(asked: Asked, since: tuple[int, ...], what: str, remedy: str) -> None:
+    """Only a version that is known to lack it; one that is not known may have it."""
+    version = asked.request.node.engine_version
+    if known_to_be_older(version, since):
+        raise ConfigError(Fault(f"vLLM {version} has no {what}", f"{'.'.join(map(str, since))} or newer", remedy))
+
+
+def even_gpus(asked: Asked, why: str) -> int:
+    """The GPUs of every node. Raises LayoutError where nodes differ."""
+    counts = {node.gpus for node in asked.request.nodes}
+    if len(counts) > 1:
+        shown = " + ".join(str(node.gpus) for node in asked.request.nodes)
+        raise LayoutError(Fault(f"the nodes have {shown} GPUs: {why}", "as many GPUs on every node"))
+    return counts.pop()
