@@ -44,7 +44,7 @@ NEWER = "use a newer image"
 MOE_ONLY = "vLLM takes external load balancing for MoE models only (since 0.21); others are better off as groups each"
 ELASTIC = f"{ELASTIC_EP.name} can scale only with --data-parallel-backend ray; without it the replicas stay as they are"
 DENSE = (
-    "a replica spans nodes: vLLM does this for MoE models; the ranks of others never find each other (0.28 to 0.32)."
+    "a replica spans nodes: vLLM does this for MoE models; the ranks of others never find each other (measured with 0.32)."
     " For those use a group for each replica, or --data-parallel-backend ray"
 )
 
