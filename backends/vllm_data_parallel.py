@@ -44,8 +44,8 @@ NEWER = "use a newer image"
 MOE_ONLY = "vLLM takes external load balancing for MoE models only (since 0.21); others are better off as groups each"
 ELASTIC = f"{ELASTIC_EP.name} can scale only with --data-parallel-backend ray; without it the replicas stay as they are"
 DENSE = (
-    "a replica spans nodes: vLLM does this for MoE models; the ranks of others never find each other (measured with 0.32)."
-    " For those use a group for each replica, or --data-parallel-backend ray"
+    "a replica spans nodes: vLLM does this for MoE models; the ranks of others never find each other (measured with"
+    " 0.32). For those use a group for each replica, or --data-parallel-backend ray"
 )
 
 
@@ -238,8 +238,9 @@ def _rendezvous(asked: Asked, edit: Edit, share: Share) -> tuple[Gate, ...]:
     edit.number(DP_LOCAL, share.local, "this pod's number of replicas")
     edit.leader(DP_ADDRESS)
     port = edit.port(DP_PORT, DEFAULT_DP_PORT)
-    leader = asked.request.leader.ip
-    return () if asked.request.group.is_leader else (PortOpen(leader, port, "vLLM's front end on the leader"),)
+    # Where the front end binds, which is a name of the leader if the user gave one.
+    host = str(argv.text(edit.arguments, DP_ADDRESS))
+    return () if asked.request.group.is_leader else (PortOpen(host, port, "vLLM's front end on the leader"),)
 
 
 def _refuse_headless(asked: Asked, why: str) -> None:

@@ -161,6 +161,10 @@ def test_a_port_that_the_user_chose_is_the_gates_too() -> None:
     assert plan_vllm(made("vllm serve m -tp 4 -dp 4 -dpp 13345", 1)).gates == (
         PortOpen("10.0.0.10", 13345, "vLLM's front end on the leader"),
     )
+    name = "my-lws-0.my-lws.default"
+    assert plan_vllm(made(f"vllm serve m -tp 4 -dp 4 -dpa {name}", 1)).gates == (
+        PortOpen(name, 29550, "vLLM's front end on the leader"),
+    )
 
 
 @pytest.mark.parametrize(

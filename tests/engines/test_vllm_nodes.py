@@ -80,3 +80,12 @@ def test_the_death_of_an_engine_ends_both_pods_and_both_name_it(
     for pod in done.pods():
         assert pod["termination_message"].startswith(f"stopped because {who}: the engine exited 137 (SIGKILL)")
     assert abs(done.pods()[0]["ended"] - done.pods()[1]["ended"]) < 15
+
+
+def test_a_sigterm_while_it_starts_still_ends_both_pods_in_the_grace(vllm: Path, simulate: Simulate) -> None:
+    done = simulate(
+        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", "--drain-timeout=60s", "--then=sleep 12",
+        command=serve(vllm), limit=200, **ON_CPU,
+    )  # fmt: skip
+    assert done.codes() == [0, 0], done.output[-3000:]
+    assert "killed" not in done.log(0) + done.log(1)
