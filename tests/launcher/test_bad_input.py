@@ -35,9 +35,19 @@ CASES = [
         "TP 8 × PP 1, TP 4 × PP 2",
     ),
     (
-        ["plan", "--size=2", "--gpus-per-node=4", "--", "vllm", "serve", "m", "-tp", "8"],
-        "cannot run native multi-node vLLM",
-        "a later version will",
+        ["plan", "--size=2", "--gpus-per-node=4", "--vllm-mode=ray", "--", "vllm", "serve", "m", "-tp=8", "--nnodes=2"],
+        "--vllm-mode ray, but the command has --nnodes: that is native",
+        "leave --nnodes or --vllm-mode out",
+    ),
+    (
+        ["plan", "--size=2", "--gpus-per-node=4", "--image-engine=0.11.0", "--", "vllm", "serve", "m", "-tp", "8"],
+        "vLLM 0.11.0 has no native multi-node mode",
+        "0.11.1 or newer",
+    ),
+    (
+        ["start", "--vllm-mode=fast", "--size=1", "--", "true"],
+        "Usage",
+        "'fast' is not one of",
     ),
     (["plan", "--size=2", "--gpus-per-node=4", "--", "trtllm-serve", "m"], "cannot form a group for tensorrt-llm", ""),
 ]
