@@ -154,10 +154,9 @@ def plan_external(asked: Asked, reason: str) -> Plan:
         )
     if share.node == 0:
         _refuse_headless(asked, "with external load balancing every replica's first pod serves")
-    if asked.has(DP_START) or asked.has(HYBRID):
-        flag = DP_START if asked.has(DP_START) else HYBRID
+    if asked.has(DP_START):
         raise ConfigError(
-            Fault(f"{flag.name} with external load balancing", f"{DP_RANK.name}", f"leave {flag.name} out")
+            Fault(f"{DP_START.name} with external load balancing", DP_RANK.name, f"leave {DP_START.name} out")
         )
     gates = _rendezvous(asked, edit, share)
     edit.number(DP_RANK, share.start, "this pod's rank")

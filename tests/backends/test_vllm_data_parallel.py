@@ -86,6 +86,11 @@ def test_external_every_pod_is_a_rank_with_its_own_server() -> None:
     assert "MoE models only" in plan_vllm(made("vllm serve m -tp 8 -dp 2 -dpe")).notes[0]
 
 
+def test_external_a_rank_has_one_name() -> None:
+    text = refusal("vllm serve m -tp 16 -dp 2 -dpe -dpr 0 --headless", 1, (8,) * 4)
+    assert text.startswith("--data-parallel-start-rank with external load balancing")
+
+
 def test_external_a_replica_over_nodes_is_served_by_its_first() -> None:
     nodes = "--nnodes 4 --node-rank {} --master-addr 10.0.0.10 --data-parallel-size-local 1 " + AT
     assert added("vllm serve m -tp 16 -dp 2 -dpe", (8,) * 4) == [
@@ -179,6 +184,7 @@ def test_a_port_that_the_user_chose_is_the_gates_too() -> None:
         ("-tp 4 -dp 4 -dph --headless", 1, "--headless: with hybrid load balancing every pod serves"),
         ("-tp 8 -dp 2 -dpe --headless", 1, "--headless: with external load balancing every replica's first pod serves"),
         ("-tp 4 -dp 4 -dpe", 0, "external load balancing is one replica for each `vllm serve`; a pod's 8 GPUs hold 2"),
+        ("-tp 8 -dp 2 -dpe -dpr 1", 1, "--data-parallel-start-rank without --headless and --data-parallel-external-lb"),
         ("-tp 8 -dp 2 -dpm", 0, "--data-parallel-multi-port-external-lb: this pod's GPUs hold 1 of 2 replicas"),
         ("-tp 4 -dp 4 -dpm --port 9255", 0, "the supervisor's port 9256 is one of the replicas' 9255 to 9256"),
         ("-tp 4 -dp 4 -dpm --uds /s", 0, "--uds with --data-parallel-multi-port-external-lb"),

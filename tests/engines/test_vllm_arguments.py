@@ -78,6 +78,7 @@ CASES = [
         (1, 16, 2, 8), (4, 4, 2, 8), (8, 2, 2, 8), (2, 16, 4, 8), (8, 4, 4, 8), (1, 2, 2, 1), (1, 8, 8, 1),
         (2, 12, 3, 8),
     ),
+    *replicas("internal", "--nnodes {size} --node-rank {index}", ("dense",), (4, 4, 2, 8), (8, 4, 4, 8)),
     *replicas("internal", "", ("moe",), (16, 2, 4, 8), (16, 4, 8, 8), (4, 2, 8, 1), (2, 2, 4, 1)),
     *replicas(
         "hybrid", "--data-parallel-hybrid-lb", ("dense", "moe"),
