@@ -8,6 +8,7 @@ from backends import argv, ray
 from backends.errors import ConfigError, Fault
 from backends.layout import LayoutError, check_layout
 from backends.plan import EnvVar, Plan, unless_set
+from backends.serving import VLLM_ON_RAY, ranks
 from backends.vllm_asked import NATIVE_FLAGS, Asked, Edit, even_gpus, refuse_older
 from backends.vllm_drain import RAY, api_servers, by_us
 from backends.vllm_engine import environment, notes, unset
@@ -123,7 +124,7 @@ def _plan(
         kind=asked.kind,
         env=(*environment(asked), *env, *ray.cluster_env(request)),
         unset=unset(request),
-        services=(ray.cluster_service(request),),
+        services=(replace(ray.cluster_service(request), ranks=ranks(asked.command, asked.kind, VLLM_ON_RAY)),),
         gates=ray.cluster_gates(request),
         main=main,
         leader_only=True,

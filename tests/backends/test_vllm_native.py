@@ -6,6 +6,7 @@ import pytest
 from vllm_requests import added, made, plans, refusal
 
 from backends.plan import EnvVar, Kind, Main, Plan, PortOpen
+from backends.serving import RANKS
 from backends.vllm import plan_vllm
 
 WHY_DRAIN = "asked to stop, vLLM answers the requests that it has for so long, instead of aborting them"
@@ -25,6 +26,7 @@ def test_without_ray_the_leader_serves_and_the_worker_is_headless() -> None:
             Kind.SERVER,
             serves=PortOpen("localhost", 8000, "vllm"),
             asked_alone=True,
+            ranks=RANKS["vllm"],
         ),
         decisions=(
             "--nnodes 2 --node-rank 0 --master-addr 10.0.0.10: node 0 of 2, the leader, it serves",
@@ -37,7 +39,13 @@ def test_without_ray_the_leader_serves_and_the_worker_is_headless() -> None:
         reason="the image has no Ray and the model spans 2 nodes",
         kind=Kind.SERVER,
         env=(EnvVar("VLLM_HOST_IP", "10.0.0.11", "this pod's own address, never guessed"),),
-        main=Main((*run, "1", "--master-addr", "10.0.0.10", "--headless"), Kind.SERVER, serves=None, asked_alone=False),
+        main=Main(
+            (*run, "1", "--master-addr", "10.0.0.10", "--headless"),
+            Kind.SERVER,
+            serves=None,
+            asked_alone=False,
+            ranks=RANKS["vllm"],
+        ),
         decisions=("--nnodes 2 --node-rank 1 --master-addr 10.0.0.10 --headless: node 1 of 2, it serves no HTTP",),
     )
 

@@ -178,7 +178,7 @@ def test_what_does_not_happen_is_told_with_its_reason(simulate: Simulate) -> Non
 def test_a_fault_finds_no_process_where_a_container_waits_for_its_restart(simulate: Simulate) -> None:
     # The second restart comes only after 10 s.
     faults = ("--fault=kill:0@2s", "--fault=kill:0@5s", "--fault=kill:0@7s", "--fault=kill:0@8s")
-    done = simulate("--size=1", SERVER, "--restart-policy=None", *faults, command=SERVE, limit=9)
+    done = simulate("--size=1", SERVER, "--restart-policy=None", *faults, command=SERVE, limit=13)
     assert "fault kill:0@7s did not happen: the container of the leader waits for its restart" in done.output
 
 
