@@ -190,8 +190,15 @@ class Plan:
     gates: tuple[Gate, ...] = ()
     main: Main | None = None
     leader_only: bool = False  # only the leader has a main process: its end is the job's
+    all_answer: bool = False  # every pod has clients of its own: no engine ends before all have answered theirs
     decisions: tuple[str, ...] = ()  # what was added to the command, and why, one line each
     notes: tuple[str, ...] = ()
+
+    def environ(self, given: Mapping[str, str]) -> dict[str, str]:
+        """What the pod was given, as its children get it."""
+        gone = {variable.name for variable in self.unset}
+        kept = {name: value for name, value in given.items() if name not in gone}
+        return kept | {variable.name: variable.value for variable in self.env}
 
 
 @dataclass(frozen=True)

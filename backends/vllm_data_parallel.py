@@ -136,6 +136,8 @@ def plan_hybrid(asked: Asked, reason: str) -> Plan:
         gates=gates,
         extra_notes=one,
         servers=share.local,
+        remote=True,
+        all_answer=True,
     )
 
 
@@ -170,6 +172,8 @@ def plan_external(asked: Asked, reason: str) -> Plan:
         why=_why(asked, share, "it serves no HTTP" if share.node else "it serves for its replica"),
         gates=gates,
         extra_notes=(MOE_ONLY,),
+        remote=True,
+        all_answer=True,
     )
 
 

@@ -70,11 +70,12 @@ def engine_plan(
     servers: int = 1,
     remote: bool = False,
     serve_only: bool = False,
+    all_answer: bool = False,
 ) -> Plan:
     """A plan in which this pod runs vLLM itself. why: of the flags that were added.
 
-    servers: the API servers that vLLM starts by itself. remote: they have engines in other pods. serve_only: the mode
-    is one that only `vllm serve` knows.
+    servers: the API servers that vLLM starts by itself. remote: their engines need those of other pods. serve_only: the
+    mode is one that only `vllm serve` knows. all_answer: as in Plan.
     """
     headless = bool(argv.find(edit.arguments, HEADLESS))
     command = replace(asked.command, argv=asked.command.with_arguments(edit.arguments))
@@ -99,6 +100,7 @@ def engine_plan(
         unset=unset(asked.request),
         gates=gates,
         main=main,
+        all_answer=all_answer,
         decisions=(*edit.decisions(why), *drain),
         notes=(*notes(asked, drains_itself=itself), *extra_notes),
     )

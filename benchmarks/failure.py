@@ -6,7 +6,7 @@
 
 Systems:
 
-* lwsrun-vllm, lwsrun-sglang: `lwsrun start -- …` with its defaults. vLLM on Ray; SGLang as a generic server.
+* lwsrun-vllm, lwsrun-sglang: `lwsrun start -- …` with its defaults. vLLM on Ray, SGLang on every pod.
 * script-vllm: `sh -c` around the logic of the public multi-node script and `vllm serve` on Ray (failure/multi_node.sh).
 * plain-sglang: `python -m sglang.launch_server` itself with its multi-node flags, nothing around it.
 
@@ -110,13 +110,12 @@ class Engine:
             "--enforce-eager", "--tensor-parallel-size", str(size), "--distributed-executor-backend", "ray",
         ]  # fmt: skip
 
-    def sglang(self, size: int, nodes: str, rank: str, leader: str) -> list[str]:
+    def sglang(self, size: int) -> list[str]:
         return [
             str(self.bin / "python"), "-m", "sglang.launch_server", "--model-path", str(self.model),
             "--served-model-name", "tiny", "--device", "cpu", "--host", "0.0.0.0", "--port", str(PORT["sglang"]),
             "--disable-overlap-schedule", "--max-total-tokens", "2048", "--max-running-requests", "4",
             "--context-length", "256", "--skip-server-warmup", "--tp", str(size),
-            "--nnodes", nodes, "--node-rank", rank, "--dist-init-addr", f"{leader}:20000",
         ]  # fmt: skip
 
 
@@ -128,8 +127,7 @@ def lwsrun_vllm(engine: Engine, size: int, index: int) -> list[str]:
 
 
 def lwsrun_sglang(engine: Engine, size: int, index: int) -> list[str]:
-    command = engine.sglang(size, "{size}", "{index}", "{leader_ip}")
-    return [*START, "--gpus-per-node=1", "--backend=generic", "--kind=server", "--", *command]
+    return [*START, "--gpus-per-node=1", "--", *engine.sglang(size)]
 
 
 def script_vllm(engine: Engine, size: int, index: int) -> list[str]:
@@ -139,7 +137,8 @@ def script_vllm(engine: Engine, size: int, index: int) -> list[str]:
 
 
 def plain_sglang(engine: Engine, size: int, index: int) -> list[str]:
-    return engine.sglang(size, str(size), str(index), leader_ip())
+    place = ["--nnodes", str(size), "--node-rank", str(index), "--dist-init-addr", f"{leader_ip()}:20000"]
+    return [*engine.sglang(size), *place]
 
 
 SYSTEMS: dict[str, tuple[str, Commands]] = {

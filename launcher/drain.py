@@ -16,7 +16,7 @@ from backends.plan import InFlight, Kind, PortOpen
 from launcher import exits
 from launcher.budget import TEARDOWN
 from launcher.channel.events import LeaderLost, LeaderRestarts, LeaderSaid, SignalCaught
-from launcher.channel.messages import Cleared, Draining, Failed, Leaving, Restart, Stop
+from launcher.channel.messages import Cleared, Drained, Draining, Failed, Leaving, Restart, Stop
 from launcher.gates import refuses
 from launcher.log import log
 from launcher.report import Ending
@@ -59,7 +59,7 @@ class Drain:
             if self.pod.leader is not None:
                 await self.on_leader(self.pod.leader, ending, served)
             elif self.pod.member is not None:
-                await self.on_member(self.pod.member, ending)
+                await self.on_member(self.pod.member, ending, served)
             else:
                 await self.drain_delay(ending, served)
                 await self.stop_main(keep_reserve=ending.asked)
@@ -110,6 +110,10 @@ class Drain:
         if not ending.failed:
             await leader.tell_all(Draining(ending.reason))
             await self.drain_delay(ending, served)
+            if self.all_answer:
+                await self.answer_own()
+                if late := await leader.wait_said("drained", self.left_to_answer):
+                    log.warning("requests are cut off: not drained in time: %s", member_names(late))
             # The engine drains while the workers still serve it; only then are they told.
             await self.stop_main(keep_reserve=True)
         await leader.tell_all(Stop(ending.cause, ending.reason, ending.restart))
@@ -118,8 +122,8 @@ class Drain:
         """Part from the members; they start anew only if we say at the very end that we do."""
         patience = max(self.left(), 1.0)
         if ending.restart is not None:
-            late = await leader.wait_cleared(patience)
-            if late:
+            end = asyncio.get_running_loop().time() + patience
+            if late := await leader.wait_said("cleared", lambda: end - asyncio.get_running_loop().time()):
                 log.warning("not ready for the restart in time: %s", member_names(late))
             if self.pod.signals:
                 ending = replace(ending, restart=None)
@@ -167,11 +171,15 @@ class Drain:
         while not word.done() and self.pod.signals == asked and loop.time() < until:
             await asyncio.wait([word], timeout=0.2)
 
-    async def on_member(self, member: MemberSide, ending: Ending) -> None:
+    async def on_member(self, member: MemberSide, ending: Ending, served: bool) -> None:
         if ending.cause is not None and self.own(ending):
             await member.tell(Failed(ending.cause))
         elif ending.asked and member.formed.done() and not self.pod.told.done():
             await member.tell(Leaving(ending.reason))
+            if self.all_answer:
+                await self.drain_delay(ending, served)
+                await self.answer_own()
+                await member.tell(Drained())
             await self.pause(self.pod.told, self.budget.total)
 
     async def drain_delay(self, ending: Ending, served: bool) -> None:
@@ -180,6 +188,19 @@ class Drain:
         if ending.asked and served and main is not None and self.pod.the_plan.kind is Kind.SERVER:
             log.info("unready for %g s (--drain-delay) before the engine is asked to end", self.budget.delay)
             await self.pause(main.exited, self.budget.delay)
+
+    @property
+    def all_answer(self) -> bool:
+        return self.pod.plan is not None and self.pod.plan.all_answer
+
+    async def answer_own(self) -> None:
+        """Where every pod has clients: wait until this one's engine has answered its own, before any engine ends."""
+        main, child = self.pod.the_plan.main, self.pod.children.get(MAIN)
+        if main is not None and main.in_flight is not None and child is not None:
+            await self.let_finish(main.in_flight, child, self.left_to_answer)
+
+    def left_to_answer(self) -> float:
+        return self.left() - self.reserve - TEARDOWN
 
     async def stop_main(self, keep_reserve: bool = False) -> None:
         """Ask the engine to end; kill it when no time, or only the reserve, is left."""
@@ -191,7 +212,7 @@ class Drain:
         def left() -> float:
             return self.left() - (self.reserve if keep_reserve else 0)
 
-        if main.in_flight is not None and keep_reserve:
+        if main.in_flight is not None and keep_reserve and not self.all_answer:
             await self.let_finish(main.in_flight, child, lambda: left() - TEARDOWN)
         asked = asyncio.get_running_loop().time()
         log.info("asking the engine to end; it has %.1f s", max(left(), 0))

@@ -81,6 +81,8 @@ def judge(pod: Pod, event: Event) -> Ending | None:
         case LeaderDrains(reason):
             log.info("the leader drains (%s)", reason)
             pod.leader_drains = True
+            if pod.plan is not None and pod.plan.all_answer:
+                return Ending(f"the leader drains ({reason})", exits.OK, asked=True)
         case LeaderSaid(stop):
             pod.told.set_result(None)
             pod.stop = stop

@@ -22,7 +22,7 @@ from backends.errors import ConfigError, Fault
 from backends.group import Group, parse_group
 from backends.layout import LayoutError
 from backends.plan import Main, Node, Plan, Request, Service, Stage
-from backends.planner import GIVEN, backend_of, make_plan
+from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts
 from launcher import log as logs
@@ -40,6 +40,8 @@ from launcher.restarts import Restarts
 from launcher.settings import Settings
 from launcher.shared_memory import listing, remove_new
 from launcher.supervisor import TERMINAL_STOPS, CannotStart, Child, Supervisor, locate
+from launcher.telling import Telling
+from launcher.waiting import both
 
 if TYPE_CHECKING:
     from launcher.channel.leader import LeaderSide
@@ -106,7 +108,7 @@ class Pod:
         self.secrets: dict[str, str] = {}
         self.plan: Plan | None = None
         self.children: dict[str, Child] = {}
-        self.announced: set[str] = set()  # variables that were logged
+        self.telling = Telling()
         self.finished = False
         self.leader: LeaderSide | None = None
         self.member: MemberSide | None = None
@@ -144,22 +146,20 @@ class Pod:
             self.run = secrets.token_hex(4)
             self.secrets[TOKEN] = secrets.token_hex(32)
             # The head of a Ray cluster needs nobody else: it starts while the group gathers.
-            self.plan_for(group, (self.the_node,) * group.size)
+            plan = self.plan_for if self.settings.mismatch == "refuse" else self.foresee
+            plan(group, (self.the_node,) * group.size)
             take_port(self)
             await open_port(self, group)
             _, nodes = await both(self.start_services(Stage.ADMITTED), gather(self, group))
             self.plan_for(group, nodes)
             await self.serve()
         else:
-            if self.argv:
-                # Faults that this pod can see by itself are told before anything waits. A layout that does not fit is
-                # none: our GPUs may be the ones that differ, and then the leader says so.
-                with contextlib.suppress(LayoutError):
-                    self.plan_for(group, (self.the_node,) * group.size)
+            if self.argv:  # faults that this pod can see by itself are told before anything waits
+                self.foresee(group, (self.the_node,) * group.size)
             take_port(self)
             await open_port(self, group)
             group, leader = await join(self, group)
-            self.plan_for(group, (leader, *(self.the_node,) * (group.size - 1)))
+            self.foresee(group, (leader, *(self.the_node,) * (group.size - 1)))
             _, nodes = await both(self.start_services(Stage.ADMITTED), all_here(self, group))
             self.plan_for(group, nodes)
             await self.serve()
@@ -217,13 +217,15 @@ class Pod:
     def plan_for(self, group: Group, nodes: tuple[Node, ...]) -> None:
         """Plan with what is known now. What has started already is the same in every plan of a run."""
         request = Request(group, nodes, self.argv, self.settings.options, self.settings.environ, self.secrets)
-        known, self.plan = self.plan, make_plan(request)
-        if known is None:
-            log.info("%s, %s: %s", self.plan.backend, self.plan.mode, self.plan.reason)
-            for gone in self.plan.unset:
-                log.info("%s is not handed on: %s", gone.name, gone.reason)
-            for note in self.plan.notes:
-                log.warning("%s", note)
+        self.plan = make_plan(request)
+        self.telling.choice(self.plan)
+
+    def foresee(self, group: Group, nodes: tuple[Node, ...]) -> None:
+        """Plan while others are assumed to be like those that are known: a layout may not fit them, but the group."""
+        try:
+            self.plan_for(group, nodes)
+        except LayoutError:
+            self.plan = None
 
     async def serve(self) -> None:
         """Everything after the group has formed: files, services, gates, the main process."""
@@ -234,9 +236,8 @@ class Pod:
             path.write_text(file.content)
             path.chmod(file.mode)
         await self.start_services(Stage.FORMED)
-        self.tell_environment()
-        for decision in plan.decisions:  # not earlier: ranks and the leader's address were assumed until now
-            log.info("%s", decision)
+        self.telling.environment(plan)
+        self.telling.decisions(plan)
         if plan.gates:
             self.enter("preparing")
         for gate in plan.gates:
@@ -269,12 +270,12 @@ class Pod:
         return self.plan
 
     async def start_services(self, stage: Stage) -> None:
-        for service in self.the_plan.services:
-            if service.stage is stage:
+        for service in self.plan.services if self.plan else ():
+            if service.name not in self.children and stage in (service.stage, Stage.FORMED):
                 await self.start_service(service)
 
     async def start_service(self, service: Service) -> None:
-        self.tell_environment()
+        self.telling.environment(self.the_plan)
         for gate in service.gates:
             await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
         log.info("starting %s: %s", service.name, shlex.join(service.argv))
@@ -295,18 +296,8 @@ class Pod:
 
         self.background(watch_ranks(child, ranks, lambda what: self.background(lost(what))))
 
-    def tell_environment(self) -> None:
-        """One line for each variable that was set for the user. What came by --env is theirs, and may be a secret."""
-        for variable in self.the_plan.env:
-            if variable.name not in self.announced and variable.reason != GIVEN:
-                log.info("%s=%s: %s", variable.name, "<secret>" if variable.secret else variable.value, variable.reason)
-        self.announced.update(variable.name for variable in self.the_plan.env)
-
     def environ(self) -> Mapping[str, str]:
-        plan = self.the_plan
-        gone = {variable.name for variable in plan.unset}
-        kept = {name: value for name, value in self.settings.environ.items() if name not in gone}
-        return {**kept, **{variable.name: variable.value for variable in plan.env}}
+        return self.the_plan.environ(self.settings.environ)
 
     def start(self, name: str, argv: tuple[str, ...], keep_stdin: bool = False) -> Child:
         try:
@@ -405,13 +396,3 @@ class Pod:
         task = asyncio.create_task(work)
         self.tasks.add(task)
         task.add_done_callback(self.tasks.discard)
-
-
-async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]) -> tuple[Any, Any]:
-    """Both results; the first failure cancels the other and is raised as itself."""
-    try:
-        async with asyncio.TaskGroup() as tasks:
-            one, two = tasks.create_task(first), tasks.create_task(second)
-    except BaseExceptionGroup as group:
-        raise group.exceptions[0] from None
-    return one.result(), two.result()

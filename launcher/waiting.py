@@ -1,10 +1,11 @@
-"""Whoever waits says so every few seconds."""
+"""Waiting: for two things at once, and saying so every few seconds."""
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
 from launcher.log import log
 
@@ -25,3 +26,13 @@ async def saying(every: float, for_what: Callable[[], str]) -> AsyncIterator[Non
         yield
     finally:
         task.cancel()
+
+
+async def both(first: Coroutine[Any, Any, Any], second: Coroutine[Any, Any, Any]) -> tuple[Any, Any]:
+    """Both results; the first failure cancels the other and is raised as itself."""
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            one, two = tasks.create_task(first), tasks.create_task(second)
+    except BaseExceptionGroup as group:
+        raise group.exceptions[0] from None
+    return one.result(), two.result()

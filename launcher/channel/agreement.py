@@ -9,7 +9,7 @@ from backends.group import member_name
 from launcher.channel.messages import Join
 
 # How lwsrun was started: a column of the table only where it differs. Not known of a member that does not tell it.
-STARTED = frozenset({"size", "exec", "leader-excluded", "kind", "ray-port"})
+STARTED = frozenset({"size", "exec", "leader-excluded", "kind", "mode", "ray-port"})
 # What a rollout that is under way may still cure: the member asks again, and gives up after --mismatch-timeout.
 MUST = STARTED | {"command", "engine", "ray", "gpus"}
 # A pod that leaves the channel cannot be watched by one that stays: whatever --mismatch says, no group has both.
@@ -74,6 +74,7 @@ FACTS = (
     Fact("exec", "--exec", lambda join: _switch(join.exec), SWITCH),
     Fact("leader-excluded", "--leader-excluded", lambda join: _switch(join.facts.leader_excluded), SWITCH),
     Fact("kind", "--kind", lambda join: join.facts.kind, SAME),
+    Fact("mode", "mode", lambda join: join.facts.mode, "say the same --backend and --vllm-mode in both templates"),
     Fact("ray-port", "--ray-port", lambda join: _number(join.facts.ray_port), SAME),
     Fact("command", "command", lambda join: join.digest),
     Fact(

@@ -35,6 +35,7 @@ class Seat:
     done: bool = False
     prepared: bool = False
     detached: bool = False
+    drained: bool = False
     cleared: bool = False
 
 
@@ -137,11 +138,10 @@ class LeaderSide:
             await asyncio.sleep(0.02)
         return sorted(self.seats)
 
-    async def wait_cleared(self, timeout: float) -> list[int]:
-        """Until every member has cleared up for a restart, or is gone; after timeout seconds those that have not."""
-        deadline = asyncio.get_running_loop().time() + timeout
-        while late := sorted(index for index, seat in self.seats.items() if not seat.cleared):
-            if asyncio.get_running_loop().time() >= deadline:
+    async def wait_said(self, state: str, left: Callable[[], float]) -> list[int]:
+        """Until every member that is here has said "drained", or "cleared"; those that have not in the time left."""
+        while late := sorted(index for index, seat in self.seats.items() if not getattr(seat, state)):
+            if left() <= 0:
                 break
             await asyncio.sleep(0.02)
         return late
@@ -286,6 +286,8 @@ class LeaderSide:
                 case m.Detached():
                     seat.detached = True
                     self._said.set()
+                case m.Drained():
+                    seat.drained = True
                 case m.Cleared():
                     seat.cleared = True
                 case _:

@@ -54,8 +54,8 @@ class Facts:
     """What should be the same over the group besides; compared at the join and not handed on.
 
     engine and python (its version) are known where a backend asks for them; nccl holds those of agreement.NCCL that
-    are set. The last three are None where a member does not know them, or is older than they are; ray_port also where
-    its group needs none.
+    are set. From leader_excluded on they are None where a member does not know them, or is older than they
+    are; ray_port also where its group needs none.
     """
 
     engine: str | None = None
@@ -66,6 +66,7 @@ class Facts:
     leader_excluded: bool | None = None
     kind: str | None = None
     ray_port: int | None = None
+    mode: str | None = None
 
 
 @dataclass(frozen=True)
@@ -184,6 +185,11 @@ class Draining:
 
 
 @dataclass(frozen=True)
+class Drained:
+    """member -> leader, where every pod has clients of its own: this one has answered its own."""
+
+
+@dataclass(frozen=True)
 class Stop:
     """leader -> members: end now. cause is None when the group was asked to stop or has finished.
 
@@ -221,6 +227,7 @@ Message = (
     | Detached
     | Become
     | Draining
+    | Drained
     | Stop
     | Cleared
     | Restart

@@ -180,8 +180,8 @@ def test_elastic_ep_without_ray_is_told_that_it_cannot_scale() -> None:
         ("-tp 4 -dp 4", (8, 8), 0, True),
         ("-tp 4 -dp 4 --api-server-count 1", (8, 8), 0, True),
         ("-tp 4 -dp 4 -dph", (8, 8), 1, True),
-        ("-tp 8 -dp 2 -dph", (8, 8), 1, False),
-        ("-tp 8 -dp 2 -dpe", (8, 8), 1, False),
+        ("-tp 8 -dp 2 -dph", (8, 8), 1, True),
+        ("-tp 8 -dp 2 -dpe", (8, 8), 1, True),
         ("-tp 4 -dp 4 -dpm", (8, 8), 1, False),
         ("-tp 4 -dp 2", (8,), 0, True),
         ("-tp 4", (8,), 0, False),
@@ -205,3 +205,12 @@ def test_several_api_servers_are_not_asked_for_the_count_that_each_has_of_its_ow
     assert one.main is not None
     assert one.main.in_flight is not None
     assert one.main.in_flight.load == "http://localhost:8000/load"
+
+
+@pytest.mark.parametrize(
+    ("flags", "all_answer"),
+    [("-tp 4 -dp 4 -dph", True), ("-tp 8 -dp 2 -dpe", True), ("-tp 4 -dp 4", False), ("-tp 16", False)],
+)
+def test_where_every_pod_has_clients_none_ends_before_all_have_answered(flags: str, all_answer: bool) -> None:
+    for index in range(2):
+        assert plan_vllm(made(f"vllm serve m {flags}", index, version="0.33.0")).all_answer is all_answer

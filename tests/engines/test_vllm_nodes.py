@@ -63,6 +63,24 @@ def test_two_pods_answer_and_finish_a_stream_when_every_pod_gets_sigterm(
         assert all(float(line.split()[-1]) > 0 for line in replicas), "one replica answered nothing"
 
 
+def test_where_every_pod_serves_a_workers_clients_get_their_answers_too(
+    vllm: Path, simulate: Simulate, tmp_path: Path
+) -> None:
+    file, worker = tmp_path / "stream", "10.244.0.11"
+    ask = ASK.replace("$LEADER_IP", worker)
+    stream = STREAM.format(file=file, tokens=TOKENS).replace("$LEADER_IP", worker)
+    done = simulate(
+        "--size=2", "--gpus-per-node=2", "--drain-timeout=60s", f"--then={ASK} && {ask}\n{stream}",
+        command=[*serve(vllm), "-tp", "1", "--data-parallel-size", "4", "--data-parallel-hybrid-lb"], limit=550,
+        **ON_CPU,
+    )  # fmt: skip
+    assert "curl ended with 0" in done.output, done.output[-3000:]
+    assert file.read_text().rstrip().endswith("data: [DONE]")
+    assert done.codes() == [0, 0], done.output[-3000:]
+    assert "requests in flight" in done.log(1)
+    assert "cut off" not in done.log(0) + done.log(1)
+
+
 @pytest.mark.parametrize(("victim", "codes"), [(0, [137, 75]), (1, [75, 137])])
 @pytest.mark.parametrize("mode", MODES)
 def test_the_death_of_an_engine_ends_both_pods_and_both_name_it(

@@ -130,6 +130,15 @@ def leader_excluded_on_the_worker_alone(pods: Pods) -> None:
     refused(pods.start(1, "--leader-excluded", *JOB), "it runs with --leader-excluded, the leader without .say it in")
 
 
+def another_mode(pods: Pods) -> None:
+    environ = image(pods.directory / "one")
+    pods.start(0, *VLLM, **environ)
+    worker = pods.start(1, "--vllm-mode=native", *VLLM, **environ)
+    refused(
+        worker, "its mode is vllm, native multi-node, the leader's is vllm, Ray .say the same --backend and --vllm-m"
+    )
+
+
 def programs(pods: Pods, name: str) -> str:
     program = pods.directory / "bin" / name
     if not program.exists():
@@ -156,6 +165,7 @@ MISMATCHES = [
     another_ray_version,
     another_gpu_count,
     another_kind,
+    another_mode,
     another_ray_port,
     another_ray_port_without_a_command,
     leader_excluded_on_the_leader_alone,
@@ -204,6 +214,16 @@ def test_with_mismatch_warn_the_leader_lets_it_in_and_says_what_differs(
     assert f"WARNING: worker 1 is let in although (--mismatch warn) {says}" in leads.log
     assert "WARNING: " in works.log
     assert "group formed: 2 of 2" in works.log
+
+
+def test_replicas_are_shared_out_over_nodes_with_unlike_gpus(pods: Pods) -> None:
+    command = ("--", "vllm", "serve", "m", "-tp", "4", "-dp", "3")
+    environ = image(pods.directory / "one")
+    leads = pods.start(0, "--mismatch=warn", "--gpus-per-node=8", *command, **environ)
+    works = pods.start(1, "--mismatch=warn", "--gpus-per-node=4", *command, **environ)
+    leads.says("running: .* --data-parallel-size-local 2 ")
+    works.says("waiting .* s for vLLM's front end on the leader|until vLLM's front end")
+    assert "its GPU count is 4, the leader's is 8" in leads.log
 
 
 def test_exec_and_no_exec_are_never_mixed_whatever_mismatch_says(pods: Pods) -> None:
