@@ -68,7 +68,7 @@ def test_where_every_pod_serves_a_workers_clients_get_their_answers_too(
 ) -> None:
     file, worker = tmp_path / "stream", "10.244.0.11"
     ask = ASK.replace("$LEADER_IP", worker)
-    stream = STREAM.format(file=file, tokens=TOKENS).replace("$LEADER_IP", worker)
+    stream = STREAM.format(file=file, tokens=5 * TOKENS).replace("$LEADER_IP", worker)
     done = simulate(
         "--size=2", "--gpus-per-node=2", "--drain-timeout=60s", f"--then={ASK} && {ask}\n{stream}",
         command=[*serve(vllm), "-tp", "1", "--data-parallel-size", "4", "--data-parallel-hybrid-lb"], limit=550,
