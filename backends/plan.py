@@ -191,6 +191,7 @@ class Plan:
     main: Main | None = None
     leader_only: bool = False  # only the leader has a main process: its end is the job's
     all_answer: bool = False  # every pod has clients of its own: no engine ends before all have answered theirs
+    agreed: tuple[str, ...] = ()  # what each pod derives by itself, like the mode, and all must have the same
     decisions: tuple[str, ...] = ()  # what was added to the command, and why, one line each
     notes: tuple[str, ...] = ()
 

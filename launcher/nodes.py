@@ -47,7 +47,7 @@ def facts_of(
         nccl={name: told[name] for name in NCCL if name in told},
         leader_excluded=options.leader_excluded,
         kind=kind.value if kind else None,
-        mode=f"{plan.backend}, {plan.mode}" if plan is not None else None,
+        mode=", ".join((plan.backend, plan.mode, *plan.agreed)) if plan is not None else None,
         ray_port=options.ray_port if engine or not argv else None,
     )
 

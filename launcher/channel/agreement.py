@@ -74,7 +74,7 @@ FACTS = (
     Fact("exec", "--exec", lambda join: _switch(join.exec), SWITCH),
     Fact("leader-excluded", "--leader-excluded", lambda join: _switch(join.facts.leader_excluded), SWITCH),
     Fact("kind", "--kind", lambda join: join.facts.kind, SAME),
-    Fact("mode", "mode", lambda join: join.facts.mode, "say the same --backend and --vllm-mode in both templates"),
+    Fact("mode", "mode", lambda join: join.facts.mode, "say the same of it in both templates"),
     Fact("ray-port", "--ray-port", lambda join: _number(join.facts.ray_port), SAME),
     Fact("command", "command", lambda join: join.digest),
     Fact(

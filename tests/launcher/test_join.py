@@ -134,9 +134,7 @@ def another_mode(pods: Pods) -> None:
     environ = image(pods.directory / "one")
     pods.start(0, *VLLM, **environ)
     worker = pods.start(1, "--vllm-mode=native", *VLLM, **environ)
-    refused(
-        worker, "its mode is vllm, native multi-node, the leader's is vllm, Ray .say the same --backend and --vllm-m"
-    )
+    refused(worker, "its mode is vllm, native multi-node, the leader's is vllm, Ray .say the same of it in both")
 
 
 def programs(pods: Pods, name: str) -> str:
