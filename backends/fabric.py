@@ -83,20 +83,22 @@ def _rdma(request: Request, told: Mapping[str, str]) -> tuple[tuple[EnvVar, ...]
     found = [EnvVar("NCCL_IB_HCA", f"={names}", "the active RoCE ports with an IP address")]
     if node.interface is not None:
         found.append(_nccl_like("NVSHMEM_BOOTSTRAP_UID_SOCK_IFNAME", node.interface, request))
+    left = ", ".join(port.device for port in node.rdma if port not in gids)
+    notes = (f"NCCL_IB_HCA leaves out {left}: their addresses are not like those of {names}",) if left else ()
     if "NCCL_IB_GID_INDEX" in told:
-        return tuple(found), ()
+        return tuple(found), notes
     filtered = told.get("NCCL_IB_HCA", "")
     tables = [table for port, table in gids.items() if _selects(filtered, port)]
     common = set.intersection(*({gid.index for gid in table} for table in tables)) if tables else set()
     if tables and not common:
         note = f"NCCL_IB_GID_INDEX is left out, because no index suits all of {names}: NCCL finds them from 2.21 on"
-        return tuple(found), (note,)
+        return tuple(found), (*notes, note)
     for index in sorted(common)[:1]:
         address = next(gid.address for gid in tables[0] if gid.index == index)
         reason = f"RoCE v2 on {'these ports' if len(tables) > 1 else 'this port'}, such as {address}"
         found.append(EnvVar("NCCL_IB_GID_INDEX", str(index), f"{reason}; NCCL before 2.21 would take 0"))
         found.append(EnvVar("NVSHMEM_IB_GID_INDEX", str(index), reason))
-    return tuple(found), ()
+    return tuple(found), notes
 
 
 def _usable(ports: tuple[RdmaPort, ...]) -> dict[RdmaPort, tuple[Gid, ...]]:

@@ -122,10 +122,13 @@ def _amd_devices(dev: Path, kfd: Path) -> int:
 
 
 def _amd(environ: Mapping[str, str], devices: int) -> tuple[int, str]:
+    """HIP chooses among those that ROCR leaves: https://rocm.docs.amd.com/en/latest/conceptual/gpu-isolation.html"""
+    source = "the AMD driver"
     for name in ("ROCR_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES"):
-        if name in environ:
-            return min(devices, _count(environ[name], lambda one: one.isdecimal() or one.startswith("GPU-"))), name
-    return devices, "the AMD driver"
+        if name in environ and not (name.startswith("CUDA") and source.startswith("HIP")):
+            count = _count(environ[name], lambda one: one.isdecimal() or one.startswith("GPU-"))
+            devices, source = min(devices, count), name
+    return devices, source
 
 
 def ask_nvml() -> Driver | None:

@@ -113,6 +113,13 @@ def test_roce_ports_are_named_exactly_with_the_place_of_their_address() -> None:
     assert made.notes == ()
 
 
+def test_rails_that_are_left_out_are_named() -> None:
+    rails = (replace(roce("mlx5_1"), gids=(gid(3, "2001:db8::1"),)), roce("mlx5_8"))
+    made = plan(replace(NODE, rdma=rails))
+    assert talks(made)["NCCL_IB_HCA"] == "=mlx5_8:1"
+    assert made.notes == ("NCCL_IB_HCA leaves out mlx5_1: their addresses are not like those of mlx5_8:1",)
+
+
 def test_infiniband_needs_no_gid_index_and_no_list() -> None:
     assert talks(plan(replace(NODE, rdma=(RdmaPort("mlx5_0", "1", "InfiniBand"),)))) == SOCKETS
 

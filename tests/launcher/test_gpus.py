@@ -115,6 +115,7 @@ def amd(tmp_path: Path) -> Path:
         ({}, (4, "the AMD driver")),
         ({"HIP_VISIBLE_DEVICES": "0,2"}, (2, "HIP_VISIBLE_DEVICES")),
         ({"ROCR_VISIBLE_DEVICES": "0,GPU-DEADBEEFDEADBEEF"}, (2, "ROCR_VISIBLE_DEVICES")),
+        ({"ROCR_VISIBLE_DEVICES": "0,1,2", "HIP_VISIBLE_DEVICES": "0"}, (1, "HIP_VISIBLE_DEVICES")),
         ({"HIP_VISIBLE_DEVICES": "-1"}, (0, "HIP_VISIBLE_DEVICES")),
         ({"CUDA_VISIBLE_DEVICES": "0,1,2"}, (3, "CUDA_VISIBLE_DEVICES")),
     ],
