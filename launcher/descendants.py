@@ -46,8 +46,9 @@ async def watch_helpers(child: Child, names: Sequence[str], on_lost: Callable[[s
             await asyncio.sleep(LOOK_EVERY)
 
 
-async def watch_ranks(child: Child, ranks: Sequence[str], on_lost: Callable[[str], None]) -> None:
-    """Call on_lost with a sentence the moment that a descendant with one of these parts in its name ends.
+async def watch_ranks(child: Child, ranks: Sequence[str], on_lost: Callable[[str, int | None], None]) -> None:
+    """Call on_lost with a sentence and its exit code, where the kernel still tells it, the moment that a
+    descendant with one of these parts in its name ends.
 
     Lasts as long as the child does. Nothing is said of ranks that end with it or after it.
     """
@@ -64,12 +65,12 @@ async def watch_ranks(child: Child, ranks: Sequence[str], on_lost: Callable[[str
         await asyncio.sleep(min(max((loop.time() - news) / FEWER_LOOKS, LOOK_EVERY), SELDOM))
 
 
-def _told(child: Child, known: dict[int, Rank], rank: Rank, on_lost: Callable[[str], None]) -> None:
+def _told(child: Child, known: dict[int, Rank], rank: Rank, on_lost: Callable[[str, int | None], None]) -> None:
     known.pop(rank.pid, None)
     if child.alive:
         code = left_code(rank.pid)
         how = "ended" if code is None else exits.describe(code)
-        on_lost(f"the engine's {rank.name} (pid {rank.pid}) {how}")
+        on_lost(f"the engine's {rank.name} (pid {rank.pid}) {how}", code)
 
 
 def _ranks(child: Child, ranks: Sequence[str]) -> Iterator[tuple[psutil.Process, str]]:

@@ -141,7 +141,8 @@ class Drain:
             await member.tell(Cleared())
             await self.told(self.pod.restarts_too)
             if not self.pod.restarts_too.done() or not self.pod.restarts_too.result():
-                log.warning("no restart in place: the leader has ended")
+                why = "this pod is asked to stop" if self.pod.signals else "the leader does not begin one"
+                log.warning("no restart in place: %s", why)
                 ending = replace(ending, restart=None)
         await member.close()
         return ending

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from backends.errors import ConfigError
 from backends.group import member_name
 from backends.plan import Kind
-from launcher import exits
+from launcher import exits, suspicion
 from launcher.channel.events import (
     Event,
     HelperLost,
@@ -20,9 +21,11 @@ from launcher.channel.events import (
     MemberFailed,
     MemberLeaving,
     MemberLost,
+    MemberSuspected,
     Mismatched,
     ProcessEnded,
     RankLost,
+    RankMissed,
     SignalCaught,
     StoryEnded,
 )
@@ -42,6 +45,15 @@ class GatherTimeout(Exception):
 
 def judge(pod: Pod, event: Event) -> Ending | None:
     """The Ending that an event brings, or None when life goes on."""
+    ending = _judge(pod, event)
+    if ending is None or ending.cause is None or isinstance(event, LeaderSaid):
+        return ending
+    cause = suspicion.first(pod, ending.cause)
+    code = ending.exit_code if cause.index == ending.cause.index else exits.PEER_FAILED
+    return replace(ending, reason=cause.what, exit_code=code, cause=cause)
+
+
+def _judge(pod: Pod, event: Event) -> Ending | None:
     me = pod.group.index if pod.group else 0
     match event:
         case SignalCaught(caught) if caught.sender == os.getpid():
@@ -59,8 +71,10 @@ def judge(pod: Pod, event: Event) -> Ending | None:
             pod.pass_on(caught.number)
         case ProcessEnded(name, 0, _) if name == MAIN and pod.the_plan.kind is Kind.JOB:
             return pod.job_done() or pod.asked
-        case ProcessEnded(name) | HelperLost(name) | RankLost(name) if pod.leader_drains:
-            log.info("%s ended while the leader drains", "the engine" if name == MAIN else name)
+        case ProcessEnded(name, code) if pod.leader_drains:
+            log.info("%s %s while the leader drains", "the engine" if name == MAIN else name, exits.describe(code))
+        case HelperLost() | RankLost() | RankMissed() if pod.leader_drains:
+            pass
         case ProcessEnded(name, code, words):
             program = "the engine" if name == MAIN else name
             what = f"{program} {exits.describe(code)}" + ("" if code else ", although nobody asked it to stop")
@@ -68,14 +82,20 @@ def judge(pod: Pod, event: Event) -> Ending | None:
         case HelperLost(service, process, words):
             what = f"{process} of {service} ended"
             return Ending(what, exits.ENDED_UNASKED, Cause(me, what, head=words))
-        case RankLost(name, what, words):
-            return Ending(what, pod.children[name].code or exits.ENDED_UNASKED, Cause(me, what, head=words))
+        case RankLost():
+            suspicion.rank_lost(pod, event)
+        case RankMissed(what, words):
+            return Ending(what, exits.ENDED_UNASKED, Cause(me, what, head=words))
+        case MemberSuspected(index, what, died, words):
+            suspicion.told(pod, index, what, died, words)
         case MemberDone():
             return pod.all_done()
         case MemberFailed(cause):
             return Ending(cause.sentence(), exits.PEER_FAILED, cause, final=cause.configuration)
-        case MemberLost(index, what) if pod.leader and pod.leader.formed:
-            return Ending(what, exits.PEER_FAILED, Cause(index, what))
+        case MemberLost(index, what, silent) if pod.leader and pod.leader.formed:
+            # Not restarted in place after silence: it may never come back, and while no container ends, nobody
+            # recreates it.
+            return Ending(what, exits.PEER_FAILED, Cause(index, what), final=silent)
         case MemberLeaving(index, reason) if pod.leader and pod.leader.formed:
             return Ending(f"{member_name(index)} was asked to stop ({reason})", exits.OK, asked=True)
         case LeaderDrains(reason):
@@ -87,6 +107,8 @@ def judge(pod: Pod, event: Event) -> Ending | None:
             pod.told.set_result(None)
             pod.stop = stop
             code = exits.PEER_FAILED if stop.cause else exits.OK
+            if stop.cause and stop.cause.index == me:  # a rank of ours was first, our engine or helper has not ended
+                code = exits.ENDED_UNASKED
             return Ending(stop.reason, code, stop.cause, asked=stop.cause is None, restart=stop.restart)
         case LeaderLost(what):
             pod.told.set_result(None)

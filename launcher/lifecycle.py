@@ -40,6 +40,7 @@ from launcher.restarts import Restarts
 from launcher.settings import Settings
 from launcher.shared_memory import listing, remove_new
 from launcher.supervisor import TERMINAL_STOPS, CannotStart, Child, Supervisor, locate
+from launcher.suspicion import Suspect
 from launcher.telling import Telling
 from launcher.waiting import both
 
@@ -121,6 +122,7 @@ class Pod:
         self.asked: Ending | None = None  # the ending that the first time is
         self.kept_signals: list[int] = []  # for an engine that is not there yet
         self.served_since: float | None = None  # when the engine began to, where that can be seen
+        self.suspects: list[Suspect] = []  # ranks that have ended, here and on the leader those of members
         self.stop: Stop | None = None  # what the leader made of the group's first failure
         loop = asyncio.get_running_loop()
         self.told: asyncio.Future[None] = loop.create_future()  # by the leader, or it is gone
@@ -252,7 +254,7 @@ class Pod:
             engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
-            if self.settings.max_restarts:
+            if self.settings.max_restarts or plan.main.ranks:
                 self.background(self.note_service(plan.main))
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
@@ -288,13 +290,10 @@ class Pod:
         self.watch_ranks(child, service.ranks)
 
     def watch_ranks(self, child: Child, ranks: Sequence[str]) -> None:
-        """An engine takes seconds to end when one of its ranks has; whoever sees the rank's own end knows first."""
+        def lost(what: str, code: int | None) -> None:
+            self.emit(RankLost(child.name, what, code))
 
-        async def lost(what: str) -> None:
-            await asyncio.sleep(WORDS)
-            self.emit(RankLost(child.name, what, child.keepsake.text()))
-
-        self.background(watch_ranks(child, ranks, lambda what: self.background(lost(what))))
+        self.background(watch_ranks(child, ranks, lost))
 
     def environ(self) -> Mapping[str, str]:
         return self.the_plan.environ(self.settings.environ)

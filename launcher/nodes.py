@@ -39,6 +39,7 @@ def facts_of(
     engine = None if backend == "generic" else backend
     told = {**environ, **dict(options.env)}
     kind = plan.kind if plan is not None else options.kind
+    on_ray = plan is not None and any(service.name.startswith("ray-") for service in plan.services)
     return Facts(
         engine=engine,
         python=node.python_version,
@@ -48,7 +49,7 @@ def facts_of(
         leader_excluded=options.leader_excluded,
         kind=kind.value if kind else None,
         mode=", ".join((plan.backend, plan.mode, *plan.agreed)) if plan is not None else None,
-        ray_port=options.ray_port if engine or not argv else None,
+        ray_port=options.ray_port if on_ray or not argv else None,
     )
 
 

@@ -105,6 +105,11 @@ class Keepsake:
                 self._head += chunk[: self._limit - len(self._head)]
             self._tails[stream] = seen[-TAIL:]
 
+    def head(self) -> str:
+        """Of its first traceback or fatal line; empty where there was none."""
+        with self._lock:
+            return "" if self._head_of is None else self._head.decode(errors="replace").strip()
+
     def text(self) -> str:
         """Decoded with replacement characters."""
         with self._lock:

@@ -37,10 +37,28 @@ class HelperLost:
 
 @dataclass(frozen=True)
 class RankLost:
-    """One of the engine's own processes is gone. name is the child that it belonged to, words as in ProcessEnded."""
+    """One of the engine's own processes has ended. name is the child that it belonged to; code is often not known."""
 
     name: str
     what: str
+    code: int | None
+
+
+@dataclass(frozen=True)
+class RankMissed:
+    """A rank has died, and its engine does not end. words as in ProcessEnded."""
+
+    what: str
+    words: str
+
+
+@dataclass(frozen=True)
+class MemberSuspected:
+    """On the leader: a rank of a member has ended; died: not as an engine's own shutdown ends it."""
+
+    index: int
+    what: str
+    died: bool
     words: str
 
 
@@ -55,6 +73,7 @@ class MemberLost:
 
     index: int
     what: str
+    silent: bool = False
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,8 @@ Event = (
     | ProcessEnded
     | HelperLost
     | RankLost
+    | RankMissed
+    | MemberSuspected
     | MemberFailed
     | MemberLost
     | MemberLeaving

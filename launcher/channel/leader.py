@@ -15,7 +15,7 @@ from launcher.channel import agreement
 from launcher.channel import messages as m
 from launcher.channel.absences import Absences
 from launcher.channel.complaints import Complaints
-from launcher.channel.events import Event, MemberDone, MemberFailed, MemberLeaving, MemberLost
+from launcher.channel.events import Event, MemberDone, MemberFailed, MemberLeaving, MemberLost, MemberSuspected
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
@@ -259,7 +259,7 @@ class LeaderSide:
         if self.stopping or seat.detached:
             return
         log.warning("%s at %s %s", member_name(seat.index), seat.node.ip, what)
-        self._emit(MemberLost(seat.index, what))
+        self._emit(MemberLost(seat.index, what, seat.wire.silent))
 
     async def _listen(self, seat: Seat) -> None:
         while True:
@@ -272,6 +272,8 @@ class LeaderSide:
                     honest = replace(cause, index=seat.index, what=cause.what[:1000], head=cause.head[:4096])
                     seat.phase = "failed"
                     self._emit(MemberFailed(honest))
+                case m.Suspected(what, died, head):
+                    self._emit(MemberSuspected(seat.index, what[:1000], died, head[:4096]))
                 case m.Leaving(reason):
                     seat.phase = "leaving"
                     self._emit(MemberLeaving(seat.index, reason))

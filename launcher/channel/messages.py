@@ -12,7 +12,7 @@ from typing import Any
 
 from backends.group import member_name
 
-VERSION = 1
+VERSION = 2
 MAX_MESSAGE = 512 * 1024  # bytes, from the leader: the nodes of a group of MAX_SIZE
 MAX_NODE = 384  # bytes of one of them; an IPv6 address, a host name and two versions at their longest take some 300
 MAX_COMMAND = 256 * 1024  # bytes of the message that hands the command over
@@ -151,6 +151,18 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Suspected:
+    """member -> leader: a rank of its engine has ended; if an engine ends soon after, that was the first.
+
+    died: not in the way in which engines end their ranks themselves. head: of what its engine has said so far.
+    """
+
+    what: str
+    died: bool
+    head: str = ""
+
+
+@dataclass(frozen=True)
 class Leaving:
     """member -> leader: it was asked to stop (SIGTERM) and serves on until the leader has drained."""
 
@@ -221,6 +233,7 @@ Message = (
     | Pong
     | Done
     | Failed
+    | Suspected
     | Leaving
     | Prepared
     | Detach

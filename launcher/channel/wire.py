@@ -52,6 +52,7 @@ class Wire:
         plain = connection.get_extra_info("socket")
         if plain is not None:
             retry_steadily(plain)
+        self.silent = False  # the peer timeout has passed; else its end was told by the connection's
         self.heard = self._loop.time()
         self.round_trip: float | None = None
         self._pinged: tuple[int, float] = (0, 0.0)
@@ -81,7 +82,7 @@ class Wire:
                 self.heard = self._loop.time()
                 message = decode(frame.data)
                 if isinstance(message, Ping):
-                    await self.send(Pong(message.number))
+                    await self.try_send(Pong(message.number))  # what it said before it hung up is still to be read
                 elif isinstance(message, Pong):
                     if message.number == self._pinged[0]:
                         self.round_trip = self.heard - self._pinged[1]
@@ -121,6 +122,7 @@ class Wire:
             if now - slept_at > nap + every:
                 self.heard = now
             if now - self.heard >= self.peer_timeout:
+                self.silent = True
                 raise Gone(f"nothing was heard from it for {now - self.heard:.0f} s")
             if now - self._pinged[1] >= every:
                 number += 1

@@ -162,7 +162,7 @@ def last_word(simulate: Simulate, sabotage: str = "") -> None:
         command=["sh", "-c", f"[ {{index}} = 0 ] || exec sleep 600; {slow}"], limit=20, sabotage=sabotage,
     )  # fmt: skip
     assert done.codes() == [75, 137]
-    assert "no restart in place: the leader has ended" in done.log(1)
+    assert "no restart in place: the leader does not begin one" in done.log(1)
     assert "stopped because worker 1: the engine exited 137 (SIGKILL)" in done.log(0).splitlines()[-1]
 
 
@@ -173,3 +173,12 @@ def test_a_leader_that_is_asked_to_stop_before_the_restart_takes_its_workers_alo
 def test_without_the_leaders_last_word_its_workers_wait_for_it(simulate: Simulate) -> None:
     with pytest.raises(AssertionError):
         last_word(simulate, sabotage="last_word")
+
+
+def test_a_member_that_fell_silent_ends_every_pod_so_that_the_group_is_recreated(simulate: Simulate) -> None:
+    done = simulate(
+        "--size=3", SERVER, "--max-restarts=5", "--peer-timeout=3s", "--fault=freeze:2@serving+1s",
+        "--fault=kill:2@20s", command=SERVE, limit=40,
+    )  # fmt: skip
+    assert done.codes() == [75, 75, 137]
+    assert "restart in place" not in done.log(0)
