@@ -23,7 +23,7 @@ def connected(plan: Plan, request: Request) -> Plan:
     """The plan with what its processes need to find each other over the network; a group of one needs nothing."""
     if request.group.size == 1:
         return plan
-    told = {**request.environ, **dict(request.options.env)}
+    told = request.environ
     rdma, notes = _rdma(request, told)
     known = {*told, *(variable.name for variable in plan.env)}
     added = tuple(variable for variable in (*_sockets(request), *rdma) if variable.name not in known)

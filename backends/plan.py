@@ -232,7 +232,8 @@ class Request:
     """Everything that a backend decides from.
 
     nodes holds one Node per index, this pod's own at nodes[group.index]; while the group gathers, the others are
-    assumed to be like it. environ is the pod's environment (what the user set is left alone).
+    assumed to be like it. environ is the pod's environment, with --env when a backend sees it (what the user set is
+    left alone).
     secrets are minted per run by the leader, never by a backend.
     """
 

@@ -77,11 +77,13 @@ def make_plan(request: Request) -> Plan:
         )
     if name != "generic":
         _refuse_generic_options(name, request.options)
-    plan = connected(planner(request), request)
     values = expand_all(tuple(value for _, value in request.options.env), request)
-    added = tuple(EnvVar(name, value, GIVEN) for (name, _), value in zip(request.options.env, values, strict=True))
-    names = {variable.name for variable in added}
-    return replace(plan, env=(*(v for v in plan.env if v.name not in names), *added))
+    given = dict(zip((variable for variable, _ in request.options.env), values, strict=True))
+    # Planned as if the pod had them, so that they count as set by the user wherever that is asked.
+    request = replace(request, environ={**request.environ, **given})
+    plan = connected(planner(request), request)
+    added = (EnvVar(variable, value, GIVEN) for variable, value in given.items())
+    return replace(plan, env=(*(v for v in plan.env if v.name not in given), *added))
 
 
 def _refuse_generic_options(name: str, options: Options) -> None:

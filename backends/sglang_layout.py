@@ -121,8 +121,7 @@ def read(arguments: tuple[str, ...], request: Request) -> Layout:
 def _uncounted(arguments: tuple[str, ...], request: Request) -> str:
     device = argv.text(arguments, DEVICE)
     if device is None:
-        told = {**request.environ, **dict(request.options.env)}
-        return "SGLANG_USE_CPU_ENGINE=1" if told.get("SGLANG_USE_CPU_ENGINE") == "1" else ""
+        return "SGLANG_USE_CPU_ENGINE=1" if request.environ.get("SGLANG_USE_CPU_ENGINE") == "1" else ""
     counted = device != "cpu" and request.node.gpus_from == "--gpus-per-node"
     return "" if device == "cuda" or counted else f"{DEVICE.name} {device}"
 

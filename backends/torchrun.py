@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.generic import MASTER_PORT, main_argv
-from backends.placeholders import expand_all
 from backends.plan import EnvVar, Kind, Main, Plan, Request, join_host_port, unless_set
 
 # Each long option has a twin with underscores (--rdzv_id); argparse accepts every prefix that names one option only.
@@ -246,18 +245,12 @@ def _port(request: Request) -> tuple[int, str]:
 
 def _with_environment(values: Mapping[str, str], request: Request) -> dict[str, str]:
     """The options, and those that torchrun reads from PET_<OPTION> because they are not given."""
-    added = dict(zip((n for n, _ in request.options.env), _expanded(request), strict=True))
-    environ = {**request.environ, **added}
     given = dict(values)
     for name in (*VALUES, "standalone"):
-        text = environ.get("PET_" + name.replace("-", "_").upper())
+        text = request.environ.get("PET_" + name.replace("-", "_").upper())
         if text and name not in given and not (name == "standalone" and text == "0"):
             given[name] = text
     return given
-
-
-def _expanded(request: Request) -> tuple[str, ...]:
-    return expand_all(tuple(value for _, value in request.options.env), request)
 
 
 def _grace(given: Mapping[str, str], request: Request) -> tuple[EnvVar, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from backends.errors import ConfigError
@@ -174,6 +176,39 @@ def test_env_of_the_user_wins_over_the_pods_environment_too() -> None:
     options = Options(env=(("VLLM_HOST_IP", "192.168.0.1"),))
     env = make_plan(request("vllm serve m -tp 16", options=options, environ={"VLLM_HOST_IP": "172.16.0.1"})).env
     assert [v.value for v in env if v.name == "VLLM_HOST_IP"] == ["192.168.0.1"]
+
+
+AS_SET = [
+    ("run", {"NIM_TENSOR_PARALLEL_SIZE": "4"}, "nim"),
+    ("run", {"NODE_RANK": "0"}, None),
+    ("torchrun x.py", {"MASTER_PORT": "1234"}, None),
+    ("torchrun x.py", {"PET_NNODES": "2"}, None),
+    ("sglang serve m --tp 16", {"HOST_IP": "10.0.0.9"}, None),
+    ("sglang serve m --tp 4", {"SGLANG_USE_CPU_ENGINE": "1"}, None),
+    ("vllm serve m -tp 16", {"RAY_AUTH_MODE": "disabled"}, None),
+    ("vllm serve m -tp 16", {"NCCL_IB_DISABLE": "1"}, None),
+]
+
+
+@pytest.mark.parametrize(("line", "environ", "preset"), AS_SET)
+def test_env_of_the_user_counts_as_set_wherever_the_pods_environment_does(
+    line: str, environ: dict[str, str], preset: str | None
+) -> None:
+    in_pod = make_plan(request(line, 1, options=Options(preset=preset), environ=environ))
+    by_option = make_plan(request(line, 1, options=Options(preset=preset, env=tuple(environ.items()))))
+    given = tuple(EnvVar(name, value, "--env") for name, value in environ.items())
+    assert by_option == replace(in_pod, env=(*in_pod.env, *given))
+
+
+def test_what_env_gives_is_read_with_its_placeholders_filled_in() -> None:
+    contradicts = make_plan(request("run", 1, options=Options(env=(("NNODES", "{size*2}"),))))
+    assert contradicts.notes == ("NNODES=4 is left as it was set, although the group's size is 2",)
+
+
+def test_env_that_contradicts_vllms_packing_is_refused() -> None:
+    options = Options(env=(("VLLM_RAY_DP_PACK_STRATEGY", "strict"),))
+    text = refusal(request("vllm serve m -tp 16 --data-parallel-size 2 --data-parallel-backend ray", 0, 4, options))
+    assert text.startswith("VLLM_RAY_DP_PACK_STRATEGY is strict, but")
 
 
 # --- purity ---
