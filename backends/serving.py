@@ -24,7 +24,7 @@ VLLM_ON_RAY = ("ray::RayWorker", "EngineCoreActor", "::Worker")
 OUTLIVES = (
     Flag("--enable-elastic-ep", shortest="--enable-el", takes_value=False),
     Flag("--enable-fault-tolerance", shortest="--enable-fa", takes_value=False),
-    Flag("--elastic-ep-backend"),
+    Flag("--elastic-ep-backend", shortest="--elastic-ep-b"),
 )
 EVERYWHERE = (None, "", "0.0.0.0", "::", "[::]")
 

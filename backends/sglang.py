@@ -7,6 +7,7 @@ The shortest prefixes are those that argparse accepts for its whole option list.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from backends import argv, rendezvous
@@ -30,7 +31,12 @@ GRPC_MODES = (
 )
 DISAGGREGATION = Flag("--disaggregation-mode", shortest="--disaggregation-m")
 BOOTSTRAP_PORT = Flag("--disaggregation-bootstrap-port", shortest="--disaggregation-b")
+SIDECAR = Flag(
+    "--smg-http-sidecar-port", shortest="--smg-h", also=(Flag("--grpc-http-sidecar-port", shortest="--grpc-h"),)
+)
 OTHER_PORTS = (
+    SIDECAR,
+    Flag("--nccl-port", shortest="--nccl-p"),
     Flag("--grpc-port", shortest="--grpc-p"),
     Flag("--gated-launch-port", shortest="--ga"),
     Flag("--engine-info-bootstrap-port", shortest="--eng"),
@@ -81,9 +87,12 @@ def plan_sglang(request: Request) -> Plan:
     if not sizes_elsewhere:
         check(layout, request)
     decisions: list[str] = []
+    agreed: tuple[str, ...] = ()
+    taken = _taken(arguments, request)
     if not alone:
-        arguments, added = _with_place(arguments, layout, request)
+        arguments, port, added = _with_place(arguments, layout, request, taken)
         decisions += added
+        agreed = (f"rendezvous port {port}",)
         if not command.is_dynamo:
             arguments, added = _reachable(arguments, request)
             decisions += added
@@ -94,6 +103,7 @@ def plan_sglang(request: Request) -> Plan:
         kind=kind,
         env=_host_ip(request),
         main=_main(command, arguments, kind),
+        agreed=agreed,
         decisions=tuple(decisions),
         notes=_notes(command, arguments, layout, request),
     )
@@ -140,11 +150,12 @@ def _check_place(arguments: tuple[str, ...], request: Request) -> None:
 
 
 def _with_place(
-    arguments: tuple[str, ...], layout: Layout, request: Request
-) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The arguments with nodes, rank and rendezvous, as numbers: on the leader SGLang binds to what it is given."""
+    arguments: tuple[str, ...], layout: Layout, request: Request, taken: Mapping[int, str]
+) -> tuple[tuple[str, ...], int, tuple[str, ...]]:
+    """The arguments with nodes, rank and rendezvous, as numbers: on the leader SGLang binds to what it is given. Also
+    the rendezvous's port, and the decisions.
+    """
     group, decisions = request.group, []
-    taken = _taken(arguments, request)
     given = argv.last(arguments, DIST_INIT_ADDR)
     if given is None:
         port = next(p for p in range(FIRST_PORT, 65000, STEP) if not _clash(p, taken, layout, reserve=True))
@@ -175,22 +186,34 @@ def _with_place(
     if not argv.find(arguments, NODE_RANK):
         arguments = argv.add(arguments, NODE_RANK, str(group.index))
         decisions.append(f"{NODE_RANK.name} {group.index}: this pod's index")
-    return arguments, tuple(decisions)
+    return arguments, port, tuple(decisions)
 
 
 def _taken(arguments: tuple[str, ...], request: Request) -> dict[int, str]:
-    """The ports of this command and of lwsrun, and whose they are."""
+    """The ports of this command and of lwsrun, and whose they are. Raises ConfigError for one that is given twice."""
     taken = {request.options.channel_port: "lwsrun itself"}
+    http = argv.whole_number(arguments, PORT, PORTS["sglang"], lowest=0)
+    ports = [(PORT, http)]
     if argv.text(arguments, DISAGGREGATION) == "prefill" or argv.find(arguments, BOOTSTRAP_PORT):
-        taken[argv.whole_number(arguments, BOOTSTRAP_PORT, BOOTSTRAP)] = BOOTSTRAP_PORT.name
-    for flag in OTHER_PORTS:
-        if argv.find(arguments, flag):
-            taken[argv.whole_number(arguments, flag, 0)] = flag.name
-    taken[argv.whole_number(arguments, PORT, PORTS["sglang"], lowest=0)] = PORT.name
+        ports.append((BOOTSTRAP_PORT, argv.whole_number(arguments, BOOTSTRAP_PORT, BOOTSTRAP, lowest=0)))
+    ports += [(flag, argv.whole_number(arguments, flag, 0, lowest=0)) for flag in OTHER_PORTS]
+    if http and not argv.find(arguments, SIDECAR) and any(argv.find(arguments, flag) for flag in GRPC_MODES):
+        ports.append((SIDECAR, http + 1))
+    for flag, port in ports:
+        if port in taken:
+            raise ConfigError(
+                Fault(
+                    f"{flag.name} is {port}, but port {port} is that of {taken[port]} too",
+                    "a port of its own for each",
+                    f"give {flag.name} another; lwsrun's own is its --port, before the command",
+                )
+            )
+        if port:  # 0 is any, or none
+            taken[port] = flag.name
     return taken
 
 
-def _clash(port: int, taken: dict[int, str], layout: Layout, *, reserve: bool) -> str | None:
+def _clash(port: int, taken: Mapping[int, str], layout: Layout, *, reserve: bool) -> str | None:
     """Why SGLang cannot meet at this port. It takes more than one with attention DP (PortArgs.init_new), and where we
     choose it, those are left free in any case.
     """

@@ -26,11 +26,11 @@ DP_ATTENTION = Flag("--enable-dp-attention", takes_value=False)
 ATTENTION_CP = Flag(
     "--attn-cp-size", shortest="--attn-c", also=(Flag("--attention-context-parallel-size", shortest="--attention-c"),)
 )
-PREFILL_CP = Flag("--enable-prefill-cp", takes_value=False)
+PREFILL_CP = Flag("--enable-prefill-cp", shortest="--enable-prefill-c", takes_value=False)
 DECODE_CP = Flag(
     "--dcp-size", shortest="--dcp-s", also=(Flag("--decode-context-parallel-size", shortest="--decode-c"),)
 )
-EP = Flag("--ep-size", ("--ep",), also=(Flag("--expert-parallel-size", shortest="--expert-p"),))
+EP = Flag("--ep-size", ("--ep",), shortest="--ep-s", also=(Flag("--expert-parallel-size", shortest="--expert-p"),))
 MOE_DP = Flag("--moe-dp-size", shortest="--moe-dp", also=(Flag("--moe-data-parallel-size", shortest="--moe-da"),))
 DENSE_TP = Flag("--moe-dense-tp-size", shortest="--moe-de")
 DEVICE = Flag("--device", shortest="--dev")
@@ -132,6 +132,7 @@ def check(layout: Layout, request: Request) -> None:
     if layout.nodes > 1:
         _check_replicas(layout)
         if counted and not layout.placed:
+            _check_even(request.nodes)
             check_layout([("TP", layout.tp), ("PP", layout.pp)], request.nodes)
         _check_shares(layout, request.nodes)
         if counted:
@@ -151,6 +152,20 @@ def _check_replicas(layout: Layout) -> None:
                 "attention DP, which splits TP",
                 f"{ATTENTION_DP.name} {layout.dp} (before it existed: {DP.name} {layout.dp} {DP_ATTENTION.name}), with"
                 f" {TP.name} over all GPUs; or a group for each replica",
+            )
+        )
+
+
+def _check_even(nodes: Sequence[Node]) -> None:
+    """On nodes that differ no layout uses every GPU: SGLang starts as many ranks on each."""
+    fewest = min(node.gpus for node in nodes)
+    if any(node.gpus != fewest for node in nodes):
+        some = f"; or {TP.name} {fewest * len(nodes)} {FIRST_GPU.name} 0, which uses {fewest} GPUs of each"
+        raise LayoutError(
+            Fault(
+                f"SGLang starts as many ranks on every node, but the group has {describe(nodes)} GPUs",
+                "the same number of GPUs on every node",
+                "give all pods the same number" + (some if fewest else ""),
             )
         )
 

@@ -75,6 +75,7 @@ def test_every_pod_runs_the_same_command_with_its_own_rank(index: int, ip: str) 
             asked_alone=True,
             ranks=RANKS["sglang"],
         ),
+        agreed=("rendezvous port 20000",),
         decisions=(
             "--dist-init-addr: the ranks meet at the leader's own address, port 20000",
             "--nnodes 2: the group's size",
@@ -229,10 +230,53 @@ def test_a_worker_that_has_not_joined_yet_does_not_know_the_leaders_address_and_
         ("--po 20000", 20100),
         ("--disaggregation-mode prefill --disaggregation-bootstrap-port 20001 --port 20100", 20200),
         ("--grpc-port 20005", 20100),
+        ("--nccl-p 20003", 20100),
+        ("--smg-h 20004", 20100),
+        ("--grpc-h 20004", 20100),
+        ("--smg-grpc-mode --port 19999", 20100),
     ],
 )
 def test_the_rendezvous_keeps_clear_of_the_commands_other_ports(flags: str, port: int) -> None:
     assert f"--dist-init-addr 10.0.0.10:{port} " in added(f"--tp 16 {flags}")
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("flags", "port"),
+    [("", 20000), ("--port 20000", 20100), ("--dist-init-addr {leader}:21000", 21000)],
+)
+def test_all_pods_must_agree_on_the_port_where_they_meet(flags: str, port: int, index: int) -> None:
+    assert plan_sglang(request(f"--tp 16 {flags}", index)).agreed == (f"rendezvous port {port}",)
+
+
+def test_alone_there_is_nothing_to_agree_on() -> None:
+    assert plan_sglang(request("--tp 8", gpus=(8,))).agreed == ()
+
+
+@pytest.mark.parametrize("gpus", [(8, 8), (8,)])
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        ("--port 9470", "--port is 9470, but port 9470 is that of lwsrun itself too"),
+        ("--po=9470", "--port is 9470, but port 9470 is that of lwsrun itself too"),
+        ("--nccl-port 9470", "--nccl-port is 9470, but port 9470 is that of lwsrun itself too"),
+        ("--grpc-port 30000", "--grpc-port is 30000, but port 30000 is that of --port too"),
+        (
+            "--disaggregation-mode prefill --port 8998",
+            "--disaggregation-bootstrap-port is 8998, but port 8998 is that of --port too",
+        ),
+        (
+            "--smg-http-sidecar-port 8001 --nccl-port 8001",
+            "--nccl-port is 8001, but port 8001 is that of --smg-http-sidecar-port too",
+        ),
+    ],
+)
+def test_a_port_that_is_given_twice_is_refused(flags: str, text: str, gpus: tuple[int, ...]) -> None:
+    assert refusal(request(f"--tp {sum(gpus)} {flags}", gpus=gpus)).splitlines()[0] == text
+
+
+def test_a_port_of_zero_is_nobodys() -> None:
+    assert "--node-rank 0" in added("--tp 16 --port 0 --nccl-port 0 --grpc-port 0")
 
 
 def test_the_rendezvous_keeps_clear_of_the_launchers_own_port() -> None:
@@ -295,6 +339,13 @@ def test_a_host_that_no_probe_reaches_is_kept_and_noted() -> None:
     assert plan.notes == ("--host 127.0.0.1: no probe and no client from outside the pod gets there",)
 
 
+@pytest.mark.parametrize("flag", ["--elastic-ep-backend", "--elastic-ep-b"])
+def test_with_elastic_experts_sglang_outlives_its_ranks(flag: str) -> None:
+    main = plan_sglang(request(f"--tp 16 {flag} mooncake")).main
+    assert main is not None
+    assert main.ranks == ()
+
+
 # --- environment ---
 
 
@@ -320,10 +371,12 @@ def test_the_users_own_address_is_left_alone(name: str) -> None:
         ("--tp 8 --pp-size 4", (8, 8, 8, 8), 8),
         ("--tp 2 --pp-size 1", (1, 1), 1),
         ("--tp 4 --base-gpu-id 6", (8, 8), 2),
+        ("--tp-size 8 --base-gpu-id 0", (4, 8), 4),
         ("--tp 4 --gpu-id-step 4", (8, 8), 2),
         ("--tp 16 --attn-dp-size 4 --attn-cp-size 2 --ep 16", (8, 8), 8),
         ("--tp 16 --dp 16 --enable-dp-attention", (8, 8), 8),
         ("--tp 16 --ep-size 4 --moe-dp-size 4", (8, 8), 8),
+        ("--tp 16 --dp 2 --enable-prefill-c", (8, 8), 8),
         ("--tp 16 --moe-dense-tp-size 16", (8, 8), 8),
     ],
 )
@@ -367,10 +420,18 @@ def test_layouts_in_which_every_rank_has_its_gpu(flags: str, gpus: tuple[int, ..
             "--tp 12",
             (4, 8),
             [
-                "SGLang starts 6 ranks on every node, the last on GPU 5; the leader has 4 GPUs:"
-                " 2 nodes with 4 + 8 = 12",
-                "  expected: at least 6 GPUs on every node",
-                "  to do: give all pods the same number of GPUs, and ranks that they have room for",
+                "SGLang starts as many ranks on every node, but the group has 2 nodes with 4 + 8 = 12 GPUs",
+                "  expected: the same number of GPUs on every node",
+                "  to do: give all pods the same number; or --tp-size 8 --base-gpu-id 0, which uses 4 GPUs of each",
+            ],
+        ),
+        (
+            "--tp 16",
+            (8, 0),
+            [
+                "SGLang starts as many ranks on every node, but the group has 2 nodes with 8 + 0 = 8 GPUs",
+                "  expected: the same number of GPUs on every node",
+                "  to do: give all pods the same number",
             ],
         ),
         (
@@ -403,6 +464,11 @@ def test_layouts_in_which_every_rank_has_its_gpu(flags: str, gpus: tuple[int, ..
         ),
         (
             "--tp 16 --ep 3",
+            (8, 8),
+            ["EP × MoE DP 3 (--ep-size) does not divide TP 16", "  expected: a divisor of 16: 1, 2, 4, 8, 16"],
+        ),
+        (
+            "--tp 16 --ep-s 3",
             (8, 8),
             ["EP × MoE DP 3 (--ep-size) does not divide TP 16", "  expected: a divisor of 16: 1, 2, 4, 8, 16"],
         ),

@@ -137,6 +137,18 @@ def another_mode(pods: Pods) -> None:
     refused(worker, "its mode is vllm, native multi-node, the leader's is vllm, Ray .say the same of it in both")
 
 
+def another_sglang_rendezvous_port(pods: Pods) -> None:
+    command = ("--gpus-per-node=8", "--", "sglang", "serve", "m", "--tp", "16")
+    environ = image(pods.directory / "one")
+    pods.start(0, *command, **environ)
+    worker = pods.start(1, *command, "--port=20000", **environ)
+    refused(
+        worker,
+        "its mode is sglang, multi-node, rendezvous port 20100, the leader's is sglang, multi-node, rendezvous port"
+        " 20000 .say the same of it in both templates",
+    )
+
+
 def programs(pods: Pods, name: str) -> str:
     program = pods.directory / "bin" / name
     if not program.exists():
@@ -164,6 +176,7 @@ MISMATCHES = [
     another_gpu_count,
     another_kind,
     another_mode,
+    another_sglang_rendezvous_port,
     another_ray_port,
     another_ray_port_without_a_command,
     leader_excluded_on_the_leader_alone,
