@@ -9,13 +9,13 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from backends import argv, serving, sglang, vllm_flags
+from backends import argv, serving, sglang, torchrun_options, vllm_flags
 from backends.argv import Flag
 from backends.command import detect
 from backends.errors import ConfigError
 
 SERVES = (serving.HOST, serving.PORT, serving.UNIX_SOCKET)
-# Rank and rendezvous flags as torchrun and the launchers beside it spell them; also in a program that we do not know.
+# Rank and rendezvous flags as torchrun and the launchers beside it spell them, in a program that we do not know.
 RANKS = (
     Flag("--nnodes"),
     Flag("--node-rank"),
@@ -28,13 +28,12 @@ RANKS = (
     Flag("--local-addr"),
 )
 # vLLM 0.33 (vllm/engine/arg_utils.py, vllm/entrypoints/cli/serve.py); SGLang's server_args.py; trtllm-serve's click
-# options; torch/distributed/run.py.
+# options. torchrun's are read by torchrun_options.py, up to the script, whose own they may be too.
 PER_ROLE: dict[str, tuple[Flag, ...]] = {
     # Ports and modes of data parallelism must agree: with unlike ones the pods would wait for each other for ever.
     "vllm": (*SERVES, *vllm_flags.PER_ROLE),
     "sglang": (sglang.HOST, sglang.PORT, sglang.NNODES, sglang.NODE_RANK, sglang.DIST_INIT_ADDR),
     "tensorrt-llm": SERVES,
-    "torchrun": RANKS,
     "generic": RANKS,
 }
 SHOWN = 300  # characters of a difference
@@ -44,6 +43,10 @@ def common_part(command: Sequence[str]) -> tuple[str, ...]:
     """The command without its per-role flags. One that cannot be read is taken whole: its planner tells the fault."""
     try:
         found = detect(command)
+        if found.engine == "torchrun":
+            return found.with_arguments(
+                torchrun_options.read_command(found).without(found.arguments, torchrun_options.PLACE)
+            )
         return found.with_arguments(argv.without(found.arguments, PER_ROLE[found.engine]))
     except ConfigError:
         return tuple(command)

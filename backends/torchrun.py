@@ -1,94 +1,26 @@
 """torchrun: its rendezvous flags, filled in so that every pod's agent meets the others.
 
-Options and rules were read from PyTorch 2.13 (torch/distributed/run.py, torch/distributed/elastic). Ours stand before
-the user's: the last one counts, and what follows the script belongs to the script.
+Rules were read from PyTorch 2.13 (torch/distributed/run.py, torch/distributed/elastic). Ours stand before the user's:
+the last one counts, and what follows the script belongs to the script.
 """
 
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+from backends import rendezvous
 from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.generic import MASTER_PORT, main_argv
 from backends.plan import EnvVar, Kind, Main, Plan, Request, join_host_port, unless_set
+from backends.torchrun_options import VALUES, Given, read_command
 
-# Each long option has a twin with underscores (--rdzv_id); argparse accepts every prefix that names one option only.
-VALUES = (
-    "nnodes", "nproc-per-node", "rdzv-backend", "rdzv-endpoint", "rdzv-id", "rdzv-conf", "max-restarts",
-    "monitor-interval", "start-method", "event-log-handler", "role", "log-dir", "redirects", "tee",
-    "local-ranks-filter", "duplicate-stdout-filters", "duplicate-stderr-filters", "node-rank", "master-addr",
-    "master-port", "local-addr", "logs-specs", "numa-binding", "signals-to-handle", "shutdown-timeout",
-)  # fmt: skip
-SWITCHES = ("standalone", "module", "no-python", "run-path", "virtual-local-rank", "help")
-LEGACY_SWITCHES = ("use-env",)  # of torch.distributed.launch alone
-LETTERS = {"-m": "module", "-r": "redirects", "-t": "tee", "-h": "help"}
+C10D_PORT = 29400
 GRACE = "TORCH_ELASTIC_SHUTDOWN_TIMEOUT"
 
 Added = list[tuple[str, str, str]]  # option, value, reason
-
-
-@dataclass(frozen=True)
-class Given:
-    """What torchrun itself reads of an argument list: option -> value ("" for a switch), up to the script.
-
-    unknown is the first option that this table does not have: whether a value follows it cannot be told, so nothing
-    behind it was read.
-    """
-
-    values: Mapping[str, str]
-    unknown: str | None = None
-
-
-def read_options(arguments: Sequence[str], legacy: bool = False) -> Given:
-    """As torchrun's argparse reads them. Raises ConfigError for a missing value or an ambiguous prefix."""
-    names = (*VALUES, *SWITCHES, *(LEGACY_SWITCHES if legacy else ()))
-    values: dict[str, str] = {}
-    at = 0
-    while at < len(arguments):
-        token = arguments[at]
-        text, equals, value = token.partition("=")
-        if token == "--" or not _is_option(token):
-            break
-        name = _name(text, names)
-        if name is None and token[:2] in LETTERS and token[:2] != token:
-            name, equals, value = LETTERS[token[:2]], "=", token[2:].removeprefix("=")  # -t3
-        if name is None:
-            return Given(values, token)
-        at += 1
-        if name in VALUES:
-            if not equals:
-                if at == len(arguments) or _is_option(arguments[at]):
-                    raise ConfigError(Fault(f"{text} has no value", f"--{name} VALUE before the script"))
-                value = arguments[at]
-                at += 1
-            values[name] = value
-        else:
-            values[name] = ""
-    return Given(values)
-
-
-def _is_option(token: str) -> bool:
-    # argparse takes negative numbers and "-" for words, as no option looks like a number.
-    return token[:1] == "-" and len(token) > 1 and not token[1:].replace(".", "", 1).isdigit()
-
-
-def _name(text: str, names: Sequence[str]) -> str | None:
-    """The option that a token names, in full or by prefix; None for none."""
-    if text in LETTERS:
-        return LETTERS[text]
-    if not text.startswith("--"):
-        return None
-    wanted = text[2:]
-    spellings = {spelling: name for name in names for spelling in (name, name.replace("-", "_"))}
-    if wanted in spellings:
-        return spellings[wanted]
-    meant = dict.fromkeys(name for spelling, name in spellings.items() if spelling.startswith(wanted))
-    if len(meant) > 1:
-        raise ConfigError(Fault(f"{text} is ambiguous", " or ".join(f"--{name}" for name in meant)))
-    return next(iter(meant), None)
 
 
 def plan_torchrun(request: Request) -> Plan:
@@ -106,34 +38,129 @@ def plan_torchrun(request: Request) -> Plan:
             )
         )
     command = detect(main_argv(request))
-    options = read_options(command.arguments, legacy=command.argv[command.args - 1] == "torch.distributed.launch")
+    options = read_command(command)
     given = _with_environment(options.values, request)
     kind = request.options.kind or Kind.JOB
     added: Added = []
+    agreed: list[str] = []
+    notes: list[str] = []
     if "help" in options.values:
         reason = "torchrun is asked for its help"
     elif request.group.size == 1:
         _check_nodes(given, 1, fixed=False)
         reason = "the group is this pod alone"
     else:
-        added, reason = _rendezvous(given, request)
+        meeting = _meeting(given, request)
+        added, reason = _rendezvous(given, meeting, request)
+        if meeting.port is not None:
+            agreed.append(f"port {meeting.port}")
+        if "rdzv-id" in given and "rdzv-id" not in options.values:  # the command itself is compared in any case
+            agreed.append(f"PET_RDZV_ID {given['rdzv-id']}")
+        notes += filter(None, [meeting.note])
     if "nproc-per-node" not in given and request.node.gpus and "help" not in options.values:
         gpus = request.node.gpus
         added.append(("nproc-per-node", str(gpus), f"a process for each GPU of this node ({request.node.gpus_from})"))
     flags = [text for name, value, _ in added for text in (f"--{name}", value)]
+    replaced = [name for name, _, _ in added]  # what is added although the user gave it holds his value too
     return Plan(
         backend="torchrun",
         mode="single node" if request.group.size == 1 else f"{given.get('rdzv-backend', 'static')} rendezvous",
         reason=reason,
         kind=kind,
         env=_grace(given, request),
-        main=Main(command.with_arguments((*flags, *command.arguments)), kind, asked_alone=True),
+        main=Main(
+            command.with_arguments((*flags, *options.without(command.arguments, replaced))), kind, asked_alone=True
+        ),
+        agreed=tuple(agreed),
         decisions=tuple(f"--{name} {value}: {why}" for name, value, why in added),
-        notes=_notes(options, given, request),
+        notes=(*notes, *_notes(options, given, request)),
     )
 
 
-def _rendezvous(given: Mapping[str, str], request: Request) -> tuple[Added, str]:
+@dataclass(frozen=True)
+class Meeting:
+    """Where the agents meet. port is None for a backend whose servers are the user's own; port_from says whose it is.
+
+    led: the leader hosts the store, and nobody has said so yet.
+    """
+
+    port: int | None
+    port_from: str = ""
+    led: bool = False
+    note: str = ""
+
+
+def _meeting(given: Mapping[str, str], request: Request) -> Meeting:
+    """Raises ConfigError for an address where the agents could not meet. Of those that are not known to be the leader's
+    an IP is refused, but not a name: it may be a Service's.
+    """
+    backend, endpoint = given.get("rdzv-backend", "static"), given.get("rdzv-endpoint")
+    port, port_from = _port(request)
+    name, text = "rdzv-endpoint", endpoint or ""
+    if not endpoint and backend == "static":
+        name, text = "master-addr", given.get("master-addr", "")
+    rendezvous.refuse_variable(f"--{name}", text, f"such as {request.leader.ip}")
+    host, number = _apart(text) if endpoint else (text.strip("[]"), "")
+    _refuse_loopback(name, host, text, request)
+    if backend not in ("static", "c10d"):
+        return Meeting(None)
+    if endpoint:
+        if backend == "c10d" and not number:
+            number = str(C10D_PORT)
+        if not host or (":" in host and not _is_ip(host)):
+            raise ConfigError(
+                Fault(
+                    f"--{name} is {text!r}",
+                    "HOST:PORT, an IPv6 address in brackets",
+                    f"leave --{name} out: lwsrun adds it",
+                )
+            )
+        port, port_from = _checked(name, text, number), f"--{name}"
+    elif backend == "static" and "master-port" in given:
+        port, port_from = _checked("master-port", given["master-port"], given["master-port"]), "--master-port"
+    if port == request.options.channel_port:
+        raise ConfigError(
+            Fault(f"{port_from}: port {port} is lwsrun's own", "a port that is free on the leader", "name another")
+        )
+    if backend == "c10d" and "is_host" in (
+        key.partition("=")[0].strip() for key in given.get("rdzv-conf", "").split(",")
+    ):
+        return Meeting(port, port_from)  # the user says who hosts the store, wherever that is
+    if host and not rendezvous.is_leader(host, request):
+        if _is_ip(host):
+            raise ConfigError(rendezvous.not_the_leader(f"--{name}", text, request))
+        note = (
+            f"--{name} {text} is kept, but the leader's name is {request.group.leader_address}: all pods must get there"
+        )
+        return Meeting(port, port_from, note=note)
+    return Meeting(port, port_from, led=True)
+
+
+def _apart(endpoint: str) -> tuple[str, str]:
+    """Host and port ("" for none) as parse_rendezvous_endpoint of torch/distributed/elastic/rendezvous/utils.py takes
+    them: the last colon is the port's, also of an IPv6 address without brackets."""
+    text = endpoint.strip()
+    if text.startswith("[") and text.endswith("]"):
+        return text.strip("[]"), ""
+    host, colon, port = text.rpartition(":")
+    return (host.strip("[]"), port) if colon else (text, "")
+
+
+def _checked(name: str, text: str, number: str) -> int:
+    if not rendezvous.is_port(number.strip()):
+        raise ConfigError(Fault(f"--{name} is {text!r}", "a port, 1 to 65535", f"leave --{name} out: lwsrun adds it"))
+    return int(number)
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _rendezvous(given: Mapping[str, str], meeting: Meeting, request: Request) -> tuple[Added, str]:
     """The flags that are missing, and in a sentence how the agents will meet."""
     group = request.group
     if "standalone" in given:
@@ -149,10 +176,7 @@ def _rendezvous(given: Mapping[str, str], request: Request) -> tuple[Added, str]
     added: Added = []
     if "nnodes" not in given:
         added.append(("nnodes", str(group.size), "the group's size"))
-    for name in ("master-addr", "rdzv-endpoint"):
-        _refuse_loopback(name, given.get(name), request)
     host = request.leader.ip
-    port, port_from = _port(request)
     if backend == "static":
         _check_rank(given, request)
         if "node-rank" not in given:
@@ -162,16 +186,17 @@ def _rendezvous(given: Mapping[str, str], request: Request) -> tuple[Added, str]
                 # torchrun joins address and port with a colon, so IPv6 needs its brackets here.
                 added.append(("master-addr", f"[{host}]" if ":" in host else host, "the leader's address, as an IP"))
             if "master-port" not in given:
-                added.append(("master-port", str(port), f"on the leader; {port_from}"))
+                added.append(("master-port", str(meeting.port), f"on the leader; {meeting.port_from}"))
         said = "the command says so" if "rdzv-backend" in given else "the command names no --rdzv-backend"
         return added, f"{said}, and the group has {group.size} nodes"
     if backend == "c10d":
-        if not given.get("rdzv-endpoint"):
-            added.append(("rdzv-endpoint", join_host_port(host, port), "the leader's address, as an IP"))
-            if "rdzv-conf" not in given:
-                # Its own guess compares host names, which may be wrong with host networking.
-                hosts = "true" if group.is_leader else "false"
-                added.append(("rdzv-conf", f"is_host={hosts}", "the leader hosts the store"))
+        if not given.get("rdzv-endpoint") and meeting.port is not None:
+            added.append(("rdzv-endpoint", join_host_port(host, meeting.port), "the leader's address, as an IP"))
+        if meeting.led:
+            # Its own guess compares host names, which may be wrong with host networking.
+            hosts = f"is_host={'true' if group.is_leader else 'false'}"
+            conf = ",".join(filter(None, (given.get("rdzv-conf"), hosts)))
+            added.append(("rdzv-conf", conf, "the leader hosts the store"))
         if "local-addr" not in given:
             added.append(("local-addr", request.node.ip, "this pod's own address; its name may not resolve elsewhere"))
     if "rdzv-id" not in given:
@@ -219,14 +244,11 @@ def _check_rank(given: Mapping[str, str], request: Request) -> None:
         )
 
 
-def _refuse_loopback(name: str, text: str | None, request: Request) -> None:
-    host = (text or "").rsplit(":", 1)[0] if name == "rdzv-endpoint" else text or ""
+def _refuse_loopback(name: str, host: str, text: str | None, request: Request) -> None:
     host = host.strip("[]")
-    try:
-        loopback = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = host == "localhost"
-    if loopback:
+    loopback = ipaddress.ip_address(host).is_loopback if _is_ip(host) else host == "localhost"
+    # Pods that have such addresses themselves, as under `lwsrun simulate`, do meet there.
+    if loopback and not (_is_ip(host) and ipaddress.ip_address(request.node.ip).is_loopback):
         raise ConfigError(
             Fault(
                 f"--{name} is {text}: in a group of {request.group.size} each pod would meet itself only",

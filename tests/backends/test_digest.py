@@ -35,6 +35,7 @@ from backends.digest import common_part, difference
             "torchrun --nnodes=2 --node_rank=0 --master_addr a --master-port 1 --rdzv-conf is_host=1 train.py",
             "torchrun --nnodes 2 --node-rank 1 --rdzv-endpoint b:1 train.py",
         ),
+        ("torchrun --nn 2 --node_r=0 -t 3 x.py --node-rank 1", "torchrun -t 3 x.py --node-rank 1"),
         ("my-server --node-rank 0 --seed 1", "my-server --node-rank 1 --seed 1"),
         ("accelerate launch --machine_rank 0 t.py", "accelerate launch --machine_rank=1 --main_process_ip a t.py"),
         ("my-server --rank {index} {leader_ip}", "my-server --rank {index} {leader_ip}"),
@@ -58,6 +59,8 @@ def test_what_a_role_decides_is_left_out(leader: str, worker: str) -> None:
         ("vllm serve m -- --port 1", "vllm serve m -- --port 2", ("1", "2")),
         ("sglang serve m", "vllm serve m", ("sglang", "vllm")),
         ("my-server --host a", "my-server --host b", ("a", "b")),
+        ("torchrun x.py --master-port 3 --node-rank 1", "torchrun x.py", ("--master-port 3 --node-rank 1", "nothing")),
+        ("torchrun --rdzv-id a x.py", "torchrun --rdzv-id b x.py", ("a", "b")),
         ("a 'b", "a b", ("'\"'\"'b'", "b")),
     ],
 )

@@ -8,7 +8,8 @@ from backends.errors import ConfigError
 from backends.group import Group
 from backends.plan import EnvVar, Kind, Main, Node, Options, Plan, Request
 from backends.planner import make_plan
-from backends.torchrun import GRACE, read_options
+from backends.torchrun import GRACE
+from backends.torchrun_options import read_options
 
 
 def plan(
@@ -62,7 +63,7 @@ def test_the_leader_is_node_zero() -> None:
         ("--node_rank 1", "--node-rank 1 "),
         ("--master-addr my-lws-0.my-lws.default", "--master-addr 10.0.0.10 "),
         ("--master_port=1234", "--master-port 29500 "),
-        ("--rdzv-endpoint leader:1234", "--master-addr 10.0.0.10 --master-port 29500 "),
+        ("--rdzv-endpoint my-lws-0.my-lws:1234", "--master-addr 10.0.0.10 --master-port 29500 "),
         ("--nproc_per_node=gpu", " --nproc-per-node 8"),
         ("--nproc-per 4", " --nproc-per-node 8"),
     ],
@@ -116,11 +117,85 @@ def test_for_c10d_the_leader_hosts_the_store(index: int, hosts: str) -> None:
     assert made.notes[1].startswith("--nnodes 1:4: an LWS group does not change its size")
 
 
+@pytest.mark.parametrize(("index", "hosts"), [(0, "true"), (1, "false")])
+@pytest.mark.parametrize(
+    ("given", "left", "conf"),
+    [
+        ("--rdzv-conf timeout=900 --rdzv-id a", "--rdzv-id a", "timeout=900,"),
+        ("--rdzv_conf=timeout=900,read_timeout=9 --rdzv-id a", "--rdzv-id a", "timeout=900,read_timeout=9,"),
+        ("--rdzv-endpoint {leader}:1234 --rdzv-id a", "--rdzv-endpoint my-lws-0.my-lws.default:1234 --rdzv-id a", ""),
+        ("--rdzv-endpoint pod-0 --rdzv-id a", "--rdzv-endpoint pod-0 --rdzv-id a", ""),
+    ],
+)
+def test_who_hosts_the_store_is_said_beside_what_the_user_says_of_it(
+    given: str, left: str, conf: str, index: int, hosts: str
+) -> None:
+    endpoint = "" if "--rdzv-endpoint" in given else "--rdzv-endpoint 10.0.0.10:29500 "
+    made = command(f"torchrun --rdzv-backend c10d --nnodes 2 --local-addr a {given} t.py --rdzv-conf x", index, gpus=0)
+    assert made == (
+        f"torchrun {endpoint}--rdzv-conf {conf}is_host={hosts} --rdzv-backend c10d --nnodes 2 --local-addr a {left}"
+        " t.py --rdzv-conf x"
+    )
+
+
 def test_rendezvous_flags_of_the_user_are_kept() -> None:
     given = "--rdzv-backend c10d --rdzv-endpoint a:1 --rdzv-id job --rdzv-conf is_host=1 --local-addr b --nnodes 2"
     assert command(f"torchrun {given} t.py", gpus=0) == f"torchrun {given} t.py"
     etcd = "--rdzv-backend etcd-v2 --rdzv-endpoint etcd:2379"
     assert command(f"torchrun {etcd} t.py", gpus=0) == f"torchrun --nnodes 2 --rdzv-id blue {etcd} t.py"
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize(
+    ("line", "environ", "agreed"),
+    [
+        ("torchrun t.py", {}, ("port 29500",)),
+        ("torchrun t.py --master-port 3", {}, ("port 29500",)),
+        ("torchrun t.py", {"MASTER_PORT": "1234"}, ("port 1234",)),
+        ("torchrun t.py", {"PET_MASTER_PORT": "1234"}, ("port 1234",)),
+        ("torchrun --master-port 1234 t.py", {"MASTER_PORT": "5"}, ("port 1234",)),
+        ("torchrun --rdzv-endpoint {leader_ip}:7 --master-port 1 t.py", {}, ("port 7",)),
+        ("torchrun t.py", {"PET_RDZV_BACKEND": "c10d"}, ("port 29500",)),
+        ("torchrun --rdzv-backend c10d --rdzv-endpoint {leader} t.py", {}, ("port 29400",)),
+        ("torchrun --rdzv-backend c10d t.py", {"PET_RDZV_ID": "a"}, ("port 29500", "PET_RDZV_ID a")),
+        ("torchrun --rdzv-backend etcd --rdzv-id b --rdzv-endpoint etcd:2379 t.py", {"PET_RDZV_ID": "a"}, ()),
+    ],
+)
+def test_all_pods_must_agree_on_where_they_meet(
+    line: str, environ: dict[str, str], agreed: tuple[str, ...], index: int
+) -> None:
+    assert plan(line, index, environ=environ).agreed == agreed
+
+
+def test_alone_there_is_nothing_to_agree_on() -> None:
+    assert plan("torchrun --master-port 1234 t.py", 0, 1).agreed == ()
+
+
+@pytest.mark.parametrize("given", ["--master-addr trainer", "--rdzv-endpoint trainer:1"])
+def test_a_name_that_may_be_the_leaders_too_is_kept_and_said(given: str) -> None:
+    made = plan(f"torchrun {given} t.py")
+    assert made.main is not None
+    assert f" {given} t.py" in " ".join(made.main.argv)
+    assert made.notes == (
+        f"{given} is kept, but the leader's name is my-lws-0.my-lws.default: all pods must get there",
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "ip"),
+    [
+        ("--master-addr {leader}", "10.0.0.10"),
+        ("--master-addr {leader_ip}", "10.0.0.10"),
+        ("--master-addr pod-0", "10.0.0.10"),
+        ("--rdzv-endpoint my-lws-0.my-lws.default.svc.cluster.local:1", "10.0.0.10"),
+        ("--master-addr [fd00::1]", "fd00::1"),
+        ("--rdzv-endpoint [fd00:0::1]:1", "fd00::1"),
+        ("--rdzv-endpoint fd00::1:29400", "fd00::1"),
+        ("--master-addr 127.0.0.1", "127.0.0.1"),
+    ],
+)
+def test_the_leaders_names_and_addresses_are_kept_in_silence(given: str, ip: str) -> None:
+    assert plan(f"torchrun {given} t.py", 0, leader_ip=ip).notes == ()
 
 
 @pytest.mark.parametrize(
@@ -143,6 +218,34 @@ def test_rendezvous_flags_of_the_user_are_kept() -> None:
         (
             "torchrun --rdzv-backend c10d --rdzv-endpoint localhost:0 t.py",
             "--rdzv-endpoint is localhost:0: in a group of 2 each pod would meet itself only",
+        ),
+        (
+            "torchrun --master-addr 10.9.9.9 t.py",
+            "--master-addr is 10.9.9.9, but the group's leader is my-lws-0.my-lws.default (10.0.0.10)",
+        ),
+        (
+            "torchrun --rdzv-endpoint fd00::10:29400 t.py",
+            "--rdzv-endpoint is fd00::10:29400, but the group's leader is my-lws-0.my-lws.default (10.0.0.10)",
+        ),
+        (
+            "torchrun --rdzv-backend c10d --rdzv-endpoint 10.9.9.9:1 --rdzv-conf timeout=9 t.py",
+            "--rdzv-endpoint is 10.9.9.9:1, but the group's leader is my-lws-0.my-lws.default (10.0.0.10)",
+        ),
+        (
+            "torchrun --master-addr $LWS_LEADER_ADDRESS t.py",
+            "--master-addr is '$LWS_LEADER_ADDRESS': it looks like a variable that nobody expanded",
+        ),
+        (
+            "torchrun --rdzv-backend etcd --rdzv-endpoint ${ETCD}:2379 t.py",
+            "--rdzv-endpoint is '${ETCD}:2379': it looks like a variable that nobody expanded",
+        ),
+        ("torchrun --rdzv-endpoint 10.0.0.10 t.py", "--rdzv-endpoint is '10.0.0.10'"),
+        ("torchrun --rdzv-endpoint fd00::x:1 t.py", "--rdzv-endpoint is 'fd00::x:1'"),
+        ("torchrun --master-port $PORT t.py", "--master-port is '$PORT'"),
+        ("torchrun --master-port 9470 t.py", "--master-port: port 9470 is lwsrun's own"),
+        (
+            "torchrun --rdzv-backend c10d --rdzv-endpoint {leader}:9470 t.py",
+            "--rdzv-endpoint: port 9470 is lwsrun's own",
         ),
         ("torchrun --nnodes", "--nnodes has no value"),
         ("torchrun --nnodes --standalone t.py", "--nnodes has no value"),

@@ -14,7 +14,7 @@ import pytest
 from conftest import Simulate, start
 
 from backends.errors import ConfigError
-from backends.torchrun import SWITCHES, VALUES, read_options
+from backends.torchrun_options import SWITCHES, VALUES, read_options
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 

@@ -149,6 +149,24 @@ def another_sglang_rendezvous_port(pods: Pods) -> None:
     )
 
 
+def another_torchrun_port(pods: Pods) -> None:
+    path = programs(pods, "torchrun")
+    pods.start(0, "--", "torchrun", "train.py", PATH=path)
+    worker = pods.start(1, "--", "torchrun", "--master-port", "1234", "train.py", PATH=path)
+    refused(
+        worker,
+        "its mode is torchrun, static rendezvous, port 1234, the leader's is torchrun, static rendezvous, port 29500"
+        " .say the same of it in both templates",
+    )
+
+
+def another_torchrun_backend(pods: Pods) -> None:
+    path = programs(pods, "torchrun")
+    pods.start(0, "--", "torchrun", "train.py", PATH=path)
+    worker = pods.start(1, "--", "torchrun", "train.py", PATH=path, PET_RDZV_BACKEND="c10d")
+    refused(worker, "its mode is torchrun, c10d rendezvous, port 29500, the leader's is torchrun, static rendezvous")
+
+
 def programs(pods: Pods, name: str) -> str:
     program = pods.directory / "bin" / name
     if not program.exists():
@@ -177,6 +195,8 @@ MISMATCHES = [
     another_kind,
     another_mode,
     another_sglang_rendezvous_port,
+    another_torchrun_port,
+    another_torchrun_backend,
     another_ray_port,
     another_ray_port_without_a_command,
     leader_excluded_on_the_leader_alone,
