@@ -290,6 +290,17 @@ def test_a_worker_without_a_command_whose_image_differs_says_so(pods: Pods) -> N
     assert "this image's Ray version is 2.59.1, the leader's is 2.60.0" in worker.last_line
 
 
+@pytest.mark.parametrize(("rank", "codes"), [("0", (78, 75)), ("{index}", (0, 0))])
+def test_a_worker_without_a_command_has_the_leaders_rank_where_that_is_written_out(
+    rank: str, codes: tuple[int, int], pods: Pods
+) -> None:
+    path = programs(pods, "torchrun")
+    leader = pods.start(0, "--", "torchrun", "--node-rank", rank, "train.py", PATH=path)
+    worker = pods.start(1, PATH=path)
+    assert (worker.wait(), leader.wait()) == codes, worker.log + leader.log
+    assert ("--node-rank is 0, but this pod is index 1 of the group" in worker.last_line) is (rank == "0")
+
+
 def test_a_worker_without_a_command_gets_the_leaders_kind_with_it(pods: Pods) -> None:
     leader = pods.start(0, "--kind=server", "--", "sh", "-c", "[ {index} = 1 ] || sleep 600")
     worker = pods.start(1)
