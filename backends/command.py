@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from backends.errors import ConfigError, Fault
 
 SHELLS = frozenset({"sh", "bash", "dash", "ash", "zsh", "ksh"})
+PYTHON_SWITCHES = frozenset("bBdEiIOPqsSuvx")  # they may stand before the m of -m, such as -um
 
 # program -> sub-command that makes it the server (None: the program itself), by engine
 PROGRAMS = {
@@ -35,6 +36,9 @@ SCRIPTS = {
 }
 
 
+EXPANDED = "; Kubernetes itself expands $(NAME) in a container's command and args"
+
+
 @dataclass(frozen=True)
 class Command:
     """An argv and what it starts. argv[start:args] names the engine's program; argv[args:] are its arguments."""
@@ -49,15 +53,21 @@ class Command:
         return self.argv[self.args :]
 
     @property
+    def entry(self) -> str:
+        """The program, sub-command, script or module that the arguments stand behind."""
+        token = self.argv[self.args - 1]
+        return _module(token, None)[0] or token
+
+    @property
     def is_dynamo(self) -> bool:
         """A worker behind Dynamo's own front end and with Dynamo's own drain."""
-        return self.argv[self.args - 1].startswith("dynamo.")
+        return self.entry.startswith("dynamo.")
 
     @property
     def is_api_server_module(self) -> bool:
         """vLLM's older entry, which starts one API server and knows nothing else that `vllm serve` does."""
-        entry = self.argv[self.args - 1]
-        return entry == "vllm.entrypoints.openai.api_server" or entry.endswith("vllm/entrypoints/openai/api_server.py")
+        script = "vllm/entrypoints/openai/api_server.py"
+        return self.entry == "vllm.entrypoints.openai.api_server" or self.entry.endswith(script)
 
     def with_arguments(self, arguments: Sequence[str]) -> tuple[str, ...]:
         return (*self.argv[: self.args], *arguments)
@@ -82,15 +92,16 @@ def detect(argv: Sequence[str]) -> Command:
 
 def _entry(argv: tuple[str, ...], at: int, token: str) -> tuple[str, int] | None:
     following = argv[at + 1] if at + 1 < len(argv) else None
-    if token == "-m" and following in MODULES and at > 0:
-        args = at + 2
-        if following == "vllm.entrypoints.cli.main":
+    module, width = _module(token, following)
+    if module in MODULES and at > 0:
+        args = at + width
+        if module == "vllm.entrypoints.cli.main":
             if args >= len(argv) or argv[args] != "serve":
                 return None
             args += 1
-        return MODULES[following], args
+        return MODULES[module], args
     name = os.path.basename(token)
-    if (name, following) in PROGRAMS:
+    if following is not None and (name, following) in PROGRAMS:
         return PROGRAMS[name, following], at + 2
     if (name, None) in PROGRAMS:
         engine = PROGRAMS[name, None]
@@ -99,6 +110,14 @@ def _entry(argv: tuple[str, ...], at: int, token: str) -> tuple[str, int] | None
         if token.endswith(suffix):
             return engine, at + 1
     return None
+
+
+def _module(token: str, following: str | None) -> tuple[str | None, int]:
+    """The module of Python's -m, and how many tokens name it: its value may be joined to it."""
+    switches, m, joined = token.partition("m")
+    if not m or switches[:1] != "-" or not PYTHON_SWITCHES.issuperset(switches[1:]):
+        return None, 0
+    return (joined, 1) if joined else (following, 2)
 
 
 def _refuse_shell(argv: tuple[str, ...]) -> None:
@@ -113,7 +132,7 @@ def _refuse_shell(argv: tuple[str, ...]) -> None:
                     f"the engine is inside a shell: {shlex.join(argv[at:])}",
                     "the plain form, as an argument list: flags cannot be added to shell text safely, and a shell as"
                     " parent swallows SIGTERM and exit codes",
-                    f"write: lwsrun start -- {plain}",
+                    f"write: lwsrun start -- {plain}{EXPANDED if '$(' in plain else ''}",
                 )
             )
 
@@ -155,10 +174,25 @@ def _plain_form(script: str) -> str | None:
             while words and (words[0] == "exec" or ("=" in words[0] and words[0].split("=")[0].isidentifier())):
                 words.pop(0)
             if any(_entry(tuple(words), at, word) for at, word in enumerate(words)):
-                return shlex.join(words)
+                return shlex.join(map(_without_shell, words))
             words = []
         elif target:
             target = False
         else:
             words.append(token)
     return None
+
+
+def _without_shell(word: str) -> str:
+    """A word with the variables that a shell would expand, such as $PORT, in Kubernetes' form: $(PORT)."""
+    first, *rest = word.split("$")
+    return first + "".join(map(_variable, rest))
+
+
+def _variable(text: str) -> str:
+    """What followed a $, up to the next."""
+    braced, closing, after = text[1:].partition("}") if text.startswith("{") else ("", "", "")
+    if closing and braced.isidentifier():
+        return f"$({braced}){after}"
+    end = next((at for at, letter in enumerate(text) if not (letter.isalnum() or letter == "_")), len(text))
+    return f"$({text[:end]}){text[end:]}" if text[:end].isidentifier() else f"${text}"

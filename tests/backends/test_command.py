@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+
 import pytest
 
 from backends.command import Command, detect
@@ -37,6 +39,12 @@ def refusal(*argv: str) -> str:
         ("torchrun --nproc-per-node 8 train.py", "torchrun", "--nproc-per-node 8 train.py"),
         ("python3 -m torch.distributed.run train.py", "torchrun", "train.py"),
         ("vllm serve", "vllm", ""),
+        ("torchrun", "torchrun", ""),
+        ("trtllm-serve", "tensorrt-llm", ""),
+        ("python3 -mvllm.entrypoints.openai.api_server --model m", "vllm", "--model m"),
+        ("python3 -um vllm.entrypoints.openai.api_server --model m", "vllm", "--model m"),
+        ("python3 -uBmdynamo.vllm --model m", "vllm", "--model m"),
+        ("python3 -mvllm.entrypoints.cli.main serve m", "vllm", "m"),
     ],
 )
 def test_an_engine_is_found_through_wrappers_and_its_arguments_begin_behind_it(
@@ -60,6 +68,10 @@ def test_an_engine_is_found_through_wrappers_and_its_arguments_begin_behind_it(
         "python3 -m vllm.entrypoints.cli.main",
         "python3 -m http.server",
         "python3 -m",
+        "python3 -mhttp.server",
+        "python3 -mvllm.entrypoints.cli.main bench",
+        "run -xyzmvllm.entrypoints.openai.api_server",
+        "run --m vllm.entrypoints.openai.api_server",
         "-m vllm.entrypoints.openai.api_server",
         "my-vllm serve m",
         "echo torchrunner",
@@ -69,6 +81,14 @@ def test_an_engine_is_found_through_wrappers_and_its_arguments_begin_behind_it(
 def test_a_command_that_starts_no_engine_is_generic(line: str) -> None:
     argv = tuple(line.split())
     assert detect(argv) == Command(argv, "generic", 0, 1)
+
+
+@pytest.mark.parametrize("start", ["-m ", "-m", "-um "])
+def test_which_module_it_is_is_known_however_it_is_joined(start: str) -> None:
+    dynamo = detect(f"python3 {start}dynamo.vllm --model m".split())
+    assert (dynamo.is_dynamo, dynamo.is_api_server_module) == (True, False)
+    module = detect(f"python3 {start}vllm.entrypoints.openai.api_server".split())
+    assert (module.is_dynamo, module.is_api_server_module) == (False, True)
 
 
 def test_new_arguments_take_the_place_of_the_engines_and_leave_the_wrapper_alone() -> None:
@@ -149,6 +169,25 @@ def test_a_redirection_leaves_no_number_behind_in_the_plain_form(redirect: str) 
 def test_the_plain_form_of_a_script_of_several_lines_is_its_engine_line_whole(script: str) -> None:
     text = refusal("sh", "-c", script)
     assert text.splitlines()[-1] == "  to do: write: lwsrun start -- vllm serve m -tp 16"
+
+
+@pytest.mark.parametrize(
+    ("script", "plain"),
+    [
+        ("vllm serve m --port $PORT", "vllm serve m --port '$(PORT)'"),
+        ("vllm serve ${MODEL}/v1 -tp $A$B_2.", "vllm serve '$(MODEL)/v1' -tp '$(A)$(B_2).'"),
+    ],
+)
+def test_a_shells_variable_is_shown_in_the_form_that_kubernetes_expands(script: str, plain: str) -> None:
+    assert refusal("bash", "-c", script).splitlines()[-1] == (
+        f"  to do: write: lwsrun start -- {plain}; Kubernetes itself expands $(NAME) in a container's command and args"
+    )
+
+
+@pytest.mark.parametrize("text", ["$", "a$", "${PORT:-80}", "${", "$1"])
+def test_what_kubernetes_has_no_form_for_stays_as_it_was(text: str) -> None:
+    last = refusal("bash", "-c", f"vllm serve m '{text}'").splitlines()[-1]
+    assert last == f"  to do: write: lwsrun start -- vllm serve m {shlex.quote(text)}"
 
 
 @pytest.mark.parametrize(

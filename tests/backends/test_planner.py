@@ -140,6 +140,13 @@ def test_alone_every_engine_runs_unchanged_and_a_server_stays_a_server(line: str
     assert plan.services == ()
 
 
+@pytest.mark.parametrize(("line", "size"), [("torchrun", 1), ("torchrun", 2), ("trtllm-serve", 1), ("vllm serve", 1)])
+def test_an_engine_without_arguments_is_planned_like_any_other(line: str, size: int) -> None:
+    main = make_plan(request(line, size=size)).main
+    assert main is not None
+    assert " ".join(main.argv).startswith(line)
+
+
 @pytest.mark.parametrize(
     "made",
     [
