@@ -36,6 +36,12 @@ class Flag:
             return True
         return self.shortest is not None and len(name) >= len(self.shortest) and self.name.startswith(name)
 
+    @property
+    def negation(self) -> Flag:
+        """The --no-… that argparse's BooleanOptionalAction gives a switch, with prefixes of the same length."""
+        shortest = None if self.shortest is None else f"--no-{self.shortest[2:]}"
+        return Flag(f"--no-{self.name[2:]}", shortest=shortest, takes_value=False)
+
     def joined(self, token: str) -> str | None:
         """The value in a token such as -n2, a one-letter option with its value joined to it."""
         for alias in self.aliases if self.takes_value else ():
@@ -89,6 +95,19 @@ def text(argv: Sequence[str], flag: Flag) -> str | None:
     """The value that counts, or None when the flag is absent."""
     found = last(argv, flag)
     return found.value if found else None
+
+
+def switched(argv: Sequence[str], flag: Flag) -> bool | None:
+    """Whether a switch is on, by the last of it and its --no-…; None where neither is given."""
+    on, off = last(argv, flag), last(argv, flag.negation)
+    if on is None and off is None:
+        return None
+    return (-1 if on is None else on.at) > (-1 if off is None else off.at)
+
+
+def given(argv: Sequence[str], flag: Flag) -> bool:
+    """Whether an option counts: it has a value, or it is a switch that is on in the end."""
+    return bool(find(argv, flag)) if flag.takes_value else switched(argv, flag) is True
 
 
 def whole_number(argv: Sequence[str], flag: Flag, default: int, lowest: int = 1) -> int:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from backends import argv
+from dataclasses import dataclass
+
+from backends import argv, vllm_flags
 from backends.argv import Flag
 from backends.command import Command
 from backends.plan import Kind, Main, PortOpen
@@ -10,7 +12,34 @@ from backends.plan import Kind, Main, PortOpen
 HOST = Flag("--host")
 PORT = Flag("--port")
 UNIX_SOCKET = Flag("--uds")
-HEADLESS = Flag("--headless", takes_value=False)
+
+
+@dataclass(frozen=True)
+class Spelling:
+    """How an engine's own parser spells where it answers. nowhere: with these it has no port; outlives: with these it
+    goes on without some of its ranks.
+    """
+
+    host: Flag
+    port: Flag
+    nowhere: tuple[Flag, ...] = ()
+    outlives: tuple[Flag, ...] = ()
+
+
+SPELLINGS = {
+    "vllm": Spelling(
+        vllm_flags.HOST,
+        vllm_flags.PORT,
+        (vllm_flags.UNIX_SOCKET, vllm_flags.HEADLESS),
+        (vllm_flags.ELASTIC_EP, vllm_flags.FAULT_TOLERANCE),
+    ),
+    "sglang": Spelling(
+        Flag("--host", shortest="--ho"),
+        Flag("--port", shortest="--po"),
+        outlives=(Flag("--elastic-ep-backend", shortest="--elastic-ep-b"),),
+    ),
+    "tensorrt-llm": Spelling(HOST, PORT),  # click takes whole names only
+}
 # The engines' own defaults.
 PORTS = {"vllm": 8000, "sglang": 30000, "tensorrt-llm": 8000}
 # Parts of the names that engines give their processes: vllm/utils/system_utils.py (the part before :: can be set),
@@ -20,12 +49,6 @@ RANKS = {
     "sglang": ("sglang::scheduler", "sglang::detokenizer", "sglang::tokenizer", "sglang::data_parallel_controller"),
 }
 VLLM_ON_RAY = ("ray::RayWorker", "EngineCoreActor", "::Worker")
-# With these the engine goes on without some of its ranks.
-OUTLIVES = (
-    Flag("--enable-elastic-ep", shortest="--enable-el", takes_value=False),
-    Flag("--enable-fault-tolerance", shortest="--enable-fa", takes_value=False),
-    Flag("--elastic-ep-backend", shortest="--elastic-ep-b"),
-)
 EVERYWHERE = (None, "", "0.0.0.0", "::", "[::]")
 
 
@@ -47,14 +70,15 @@ def main_process(command: Command, kind: Kind) -> Main:
 
 def ranks(command: Command, kind: Kind, names: tuple[str, ...]) -> tuple[str, ...]:
     """These names where the engine can do without none of its ranks; a job's may end before it."""
-    outlives = any(argv.find(command.arguments, flag) for flag in OUTLIVES)
+    spelling = SPELLINGS.get(command.engine)
+    outlives = spelling is not None and any(argv.given(command.arguments, flag) for flag in spelling.outlives)
     return names if kind is Kind.SERVER and not outlives else ()
 
 
 def _serves(command: Command) -> PortOpen | None:
-    arguments = command.arguments
-    if command.is_dynamo or argv.find(arguments, UNIX_SOCKET) or argv.find(arguments, HEADLESS):
+    arguments, spelling = command.arguments, SPELLINGS[command.engine]
+    if command.is_dynamo or any(argv.given(arguments, flag) for flag in spelling.nowhere):
         return None
-    port = argv.whole_number(arguments, PORT, PORTS[command.engine], lowest=0)
-    host = argv.text(arguments, HOST)
+    port = argv.whole_number(arguments, spelling.port, PORTS[command.engine], lowest=0)
+    host = argv.text(arguments, spelling.host)
     return PortOpen("localhost" if host in EVERYWHERE else str(host), port, command.engine) if port else None

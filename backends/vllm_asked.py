@@ -58,7 +58,7 @@ class Asked:
         return [*axes, ("PCP", self.context)] if self.context > 1 else axes
 
     def has(self, flag: Flag) -> bool:
-        return bool(argv.find(self.arguments, flag))
+        return argv.given(self.arguments, flag)
 
 
 def read(request: Request, command: Command) -> Asked:
@@ -113,8 +113,17 @@ class Edit:
         return port
 
     def switch(self, flag: Flag, value: str | None = None) -> None:
-        if not argv.find(self.arguments, flag):
-            self._add(flag, value)
+        """Raises ConfigError where the user switched it off."""
+        if argv.given(self.arguments, flag):
+            return
+        if not flag.takes_value and argv.switched(self.arguments, flag) is False:
+            off = flag.negation.name
+            raise ConfigError(
+                Fault(
+                    f"{off}, but this mode is that of {flag.name}", f"no {off}", "leave it out, or choose another mode"
+                )
+            )
+        self._add(flag, value)
 
     def headless(self) -> None:
         """A pod without API server: the flags of one are left out, because vLLM refuses or prefers them."""

@@ -13,13 +13,12 @@ from backends import argv
 from backends.errors import ConfigError, Fault
 from backends.layout import LayoutError, check_layout, describe
 from backends.plan import Gate, Plan, PortOpen
-from backends.serving import PORT, UNIX_SOCKET
+from backends.serving import PORTS
 from backends.vllm_asked import NATIVE_FLAGS, Asked, Edit, even_gpus, refuse_headless_leader, refuse_older
 from backends.vllm_engine import engine_plan
 from backends.vllm_flags import (
     API_SERVERS,
     DEFAULT_DP_PORT,
-    DEFAULT_PORT,
     DEFAULT_SUPERVISOR_PORT,
     DP_ADDRESS,
     DP_LOCAL,
@@ -37,7 +36,9 @@ from backends.vllm_flags import (
     MULTI_PORT,
     MULTI_PORT_SINCE,
     NATIVE_SINCE,
+    PORT,
     SUPERVISOR_PORT,
+    UNIX_SOCKET,
 )
 
 NEWER = "use a newer image"
@@ -186,7 +187,7 @@ def plan_multi_port(asked: Asked, reason: str) -> Plan:
     edit.switch(MULTI_PORT)
     gates = _rendezvous(asked, edit, share)
     edit.number(DP_START, share.start, "this pod's first rank")
-    first = argv.whole_number(asked.arguments, PORT, DEFAULT_PORT)
+    first = argv.whole_number(asked.arguments, PORT, PORTS["vllm"])
     return engine_plan(
         asked,
         edit,
@@ -211,7 +212,7 @@ def _check_multi_port(asked: Asked, share: Share) -> None:
     )
     if argv.whole_number(asked.arguments, API_SERVERS, 1, lowest=0) != 1:
         faults.append(Fault(f"{API_SERVERS.name} with {MULTI_PORT.name}", "one API server for each rank"))
-    first = argv.whole_number(asked.arguments, PORT, DEFAULT_PORT)
+    first = argv.whole_number(asked.arguments, PORT, PORTS["vllm"])
     supervisor = argv.whole_number(asked.arguments, SUPERVISOR_PORT, DEFAULT_SUPERVISOR_PORT)
     if first <= supervisor < first + share.local:
         faults.append(

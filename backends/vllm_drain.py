@@ -22,7 +22,6 @@ from backends.vllm_flags import (
     COUNT,
     COUNTS_SINCE,
     DRAINS_SINCE,
-    NO_COUNT,
     NO_STATS,
     SHUTDOWN,
 )
@@ -49,17 +48,18 @@ def by_us(asked: Asked, command: Command, why: str, servers: int) -> tuple[Main,
     """The main process with what tells its requests in flight, where it does. servers: its API servers."""
     arguments = command.arguments
     main = main_process(command, asked.kind)
-    if main.serves is None or argv.find(arguments, NO_STATS):
+    if main.serves is None or argv.given(arguments, NO_STATS):
         return main, ()
     scheme = "https" if argv.find(arguments, CERTIFICATE) else "http"
     page = f"{scheme}://{join_host_port(main.serves.host, main.serves.port)}"
     in_flight = InFlight(f"{page}/metrics", GAUGES)
     reason = f"{why}, so it is asked to stop when no request is in flight"
     can = at_least(asked.request.node.engine_version, COUNTS_SINCE)
-    if can and servers <= 1 and not argv.find(arguments, NO_COUNT):  # each server counts its own
+    counts = argv.switched(arguments, COUNT)
+    if can and servers <= 1 and counts is not False:  # each server counts its own
         in_flight = replace(in_flight, load=f"{page}/load", load_key="server_load")
         reason = f"{COUNT.name}: {reason}"
-        if not argv.find(arguments, COUNT):
+        if counts is None:
             main = replace(main, argv=command.with_arguments(argv.add(arguments, COUNT)))
     return replace(main, in_flight=in_flight), (reason,)
 

@@ -77,7 +77,7 @@ def engine_plan(
     servers: the API servers that vLLM starts by itself. remote: their engines need those of other pods. serve_only: the
     mode is one that only `vllm serve` knows. all_answer: as in Plan.
     """
-    headless = bool(argv.find(edit.arguments, HEADLESS))
+    headless = argv.given(edit.arguments, HEADLESS)
     command = replace(asked.command, argv=asked.command.with_arguments(edit.arguments))
     if headless or serve_only:
         command = as_serve(command)

@@ -264,3 +264,32 @@ def test_an_option_with_two_long_names_is_read_by_both_and_the_last_wins(command
     flag = Flag("--tp-size", shortest="--tp", also=(Flag("--tensor-parallel-size", shortest="--te"),))
     assert argv.text(command.split(), flag) == value
     assert argv.without(command.split(), (flag,)) == (() if value else tuple(command.split()))
+
+
+# --- switches ---
+
+HYBRID = Flag("--data-parallel-hybrid-lb", ("-dph",), shortest="--data-parallel-h", takes_value=False)
+
+
+@pytest.mark.parametrize(
+    ("line", "state"),
+    [
+        ("", None),
+        ("--data-parallel-hybrid-lb", True),
+        ("-dph", True),
+        ("--no-data-parallel-hybrid-lb", False),
+        ("--no_data_parallel_hybrid_lb", False),
+        ("--no-data-parallel-h", False),
+        ("--data-parallel-hybrid-lb --no-data-parallel-hybrid-lb", False),
+        ("--no-data-parallel-hybrid-lb -dph", True),
+        ("-dph --no-data-parallel-h --data-parallel-h", True),
+        ("-- -dph", None),
+    ],
+)
+def test_of_a_switch_and_its_negation_the_last_counts(line: str, state: bool | None) -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--data-parallel-hybrid-lb", "-dph", action=argparse.BooleanOptionalAction)
+    parser.add_argument("rest", nargs="*")
+    theirs = parser.parse_args(line.replace("no_data_parallel_hybrid_lb", "no-data-parallel-hybrid-lb").split())
+    assert argv.switched(line.split(), HYBRID) is state is theirs.data_parallel_hybrid_lb
+    assert argv.given(line.split(), HYBRID) is (state is True)

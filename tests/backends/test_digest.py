@@ -21,6 +21,7 @@ from backends.digest import common_part, difference
             "vllm serve m -dp 16 -dpl 8 -dpa b --data-parallel-start-rank 8 --headless",
         ),
         ("vllm serve m --host 0.0.0.0 --port 8000", "vllm serve m --uds /tmp/s"),
+        ("vllm serve m --ho 0.0.0.0 --por 8000", "vllm serve m --ud /tmp/s --head -as 0"),
         (
             "python3 -m vllm.entrypoints.openai.api_server --model m -r 0",
             "python3 -m vllm.entrypoints.openai.api_server --model m -r 1",

@@ -51,6 +51,7 @@ def test_without_a_port_it_is_the_engines_own(line: str, engine: str, port: int)
         ("-tp 2 --port 8080 --seed 1", 8080),
         ("--port 1 --port=2", 2),
         ("-- --port 8080", 8000),
+        ("--por 9000", 9000),
         ("--data-parallel-rpc-port 13345", 8000),
     ],
 )
@@ -108,6 +109,8 @@ def test_an_engine_that_listens_everywhere_is_asked_at_localhost_and_another_whe
         "vllm serve m --uds=/tmp/vllm.sock --port 8000",
         "vllm serve m --headless",
         "vllm serve m --headless --port 8000",
+        "vllm serve m --head",
+        "vllm serve m --ud /tmp/vllm.sock",
         "vllm serve m --port 0",  # any free one: nobody knows which
         "vllm serve m --port=8000 --port=0",
         "python3 -m dynamo.vllm --model m",
@@ -163,6 +166,20 @@ def test_a_port_or_host_that_the_engine_would_refuse_is_refused_here(start: str,
     assert refusal(f"{start} {flags}") == message
 
 
+@pytest.mark.parametrize(
+    ("line", "port", "host"),
+    [
+        ("vllm serve m --por 9000 --ho 10.0.0.7", 9000, "10.0.0.7"),
+        ("sglang serve --po 9000 --ho 10.0.0.7", 9000, "10.0.0.7"),
+        ("trtllm-serve m --por 9000 --ho 10.0.0.7", 8000, "localhost"),  # no prefixes
+    ],
+)
+def test_a_prefix_counts_where_the_engines_own_parser_takes_it(line: str, port: int, host: str) -> None:
+    serves = process(line).serves
+    assert serves is not None
+    assert (serves.port, serves.host) == (port, host)
+
+
 def test_the_processes_that_a_server_cannot_do_without_are_named() -> None:
     assert "::EngineCore" in process("vllm serve m").ranks
     assert "sglang::scheduler" in process("sglang serve --model-path m").ranks
@@ -178,9 +195,16 @@ def test_a_jobs_processes_may_end_before_it() -> None:
     [
         "vllm serve m --enable-expert-parallel --enable-eplb --enable-elastic-ep",
         "vllm serve m --data-parallel-external-lb --enable-fault-tolerance",
+        "vllm serve m --no-enable-fault-tolerance --enable-fault-t",
         "sglang serve --model-path m --elastic-ep-backend mooncake",
+        "sglang serve --model-path m --elastic-ep-b mooncake",
     ],
 )
 def test_an_engine_that_outlives_its_ranks_is_not_ended_with_them(line: str) -> None:
     assert process(line).ranks == ()
     assert ranks(detect(line.split()), Kind.SERVER, VLLM_ON_RAY) == ()
+
+
+@pytest.mark.parametrize("switch", ["enable-elastic-ep", "enable-fault-tolerance"])
+def test_an_engine_whose_switch_is_off_in_the_end_is_ended_with_its_ranks(switch: str) -> None:
+    assert process(f"vllm serve m --{switch} --no-{switch}").ranks == RANKS["vllm"]

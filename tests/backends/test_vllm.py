@@ -198,6 +198,8 @@ def test_one_data_parallel_rank_is_no_data_parallelism() -> None:
         "--tensor-parallel-size=16",
         "--tensor_parallel_size 16",
         "--tensor-parallel 16",
+        "-t 16",
+        "-t 4 -pc 4",
         "-tp 8 -pp 2",
         "-tp 4 -tp 8 --pipeline_parallel_size=2",
         "-tp 4 -pp 2 --prefill-context-parallel-size 2",
@@ -431,17 +433,21 @@ def test_on_ray_the_requests_in_flight_are_counted_and_waited_for(flags: str, pa
         ("--no-enable-server-load-tracking", "0.33.0"),
         ("--api-server-count 2", "0.33.0"),
         ("-asc 4", "0.33.0"),
+        ("-as 4", "0.33.0"),
+        ("--enable-server-load-tracking --no-enable-se", "0.33.0"),
     ],
 )
 def test_on_ray_a_server_that_has_no_count_is_judged_by_its_engines_metrics(flags: str, version: str | None) -> None:
     plan = plan_vllm(request(f"vllm serve m -tp 16 {flags}".strip(), engine_version=version))
     assert plan.main is not None
     assert plan.main.in_flight == InFlight("http://localhost:8000/metrics", GAUGES)
-    assert COUNT not in main_line(plan).split()
+    assert main_line(plan).endswith("--distributed-executor-backend ray")
     assert plan.decisions == (ON_RAY,)
 
 
-@pytest.mark.parametrize("flag", [COUNT, "--enable-se", "--enable_server_load_tracking"])
+@pytest.mark.parametrize(
+    "flag", [COUNT, "--enable-se", "--enable_server_load_tracking", f"--no-enable-server-load-tracking {COUNT}"]
+)
 def test_on_ray_a_count_that_the_user_switched_on_is_not_switched_on_twice(flag: str) -> None:
     plan = plan_vllm(request(f"vllm serve m -tp 16 {flag}", engine_version="0.33.0"))
     assert main_line(plan) == f"vllm serve m -tp 16 {flag} --distributed-executor-backend ray"
@@ -450,7 +456,7 @@ def test_on_ray_a_count_that_the_user_switched_on_is_not_switched_on_twice(flag:
     assert plan.main.in_flight.load == "http://localhost:8000/load"
 
 
-@pytest.mark.parametrize("flags", ["--disable-log-stats", "--disable-log-s", "--uds /tmp/s"])
+@pytest.mark.parametrize("flags", ["--disable-log-stats", "--disable-log-s", "--disable-l", "--uds /tmp/s"])
 def test_on_ray_an_engine_that_does_not_tell_its_requests_is_not_waited_for(flags: str) -> None:
     plan = plan_vllm(request(f"vllm serve m -tp 16 {flags}", engine_version="0.33.0"))
     assert plan.main is not None

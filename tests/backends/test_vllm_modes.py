@@ -36,6 +36,9 @@ def chosen(flags: str, *, ray: str | None = None, mode: str = "auto", start: str
         ("-tp 4 -dp 4 -dpm", None, "multi-port-lb"),
         ("-tp 4 -dp 4 -dpm -dpr 2", None, "multi-port-lb"),
         ("-tp 4 -dp 4 --data-parallel-backend ray", None, "data-parallel-ray"),
+        ("-tp 4 -dp 4 -dph --no-data-parallel-hybrid-lb", None, "internal-lb"),
+        ("-tp 8 -dp 2 -dpe --no-data-parallel-e", None, "internal-lb"),
+        ("-tp 4 -dp 4 --no-data-parallel-h -dph", None, "hybrid-lb"),
         ("-tp 4 -dp 4 -dpb=ray --distributed-executor-backend ray", None, "data-parallel-ray"),
     ],
 )
@@ -148,11 +151,29 @@ def test_another_connector_needs_no_such_address() -> None:
         ("-tp 4 -dp 4", "no --enable-eplb"),
         ("-tp 4 -pp 2 -dp 2 --enable-eplb", "PP 2"),
         ("-tp 4 -dp 4 -dph --enable-eplb", "--data-parallel-hybrid-lb"),
+        ("-tp 4 -dp 4 --enable-eplb --no-enable-epl", "no --enable-eplb"),
         ("-tp 8 -dp 2 -dpn 0", "no --enable-eplb, --data-parallel-rank"),
     ],
 )
 def test_elastic_ep_is_refused_here_where_vllm_would_refuse_it(flags: str, wrong: str) -> None:
     assert refusal(f"vllm serve m {flags} --enable-elastic-ep").startswith(f"--enable-elastic-ep with {wrong}\n")
+
+
+def test_elastic_ep_that_is_off_in_the_end_is_not_judged() -> None:
+    assert plans("vllm serve m -tp 4 -dp 4 --enable-elastic-ep --no-enable-elastic-ep")[0].notes == ()
+
+
+@pytest.mark.parametrize(
+    ("flags", "mode"),
+    [
+        ("-tp 4 -dp 4 --no-data-parallel-hybrid-lb", "hybrid-lb"),
+        ("-tp 4 -dp 4 -dpr 0 --no-data-parallel-hybrid-lb", "auto"),
+    ],
+)
+def test_a_mode_whose_switch_the_user_put_off_is_refused(flags: str, mode: str) -> None:
+    assert refusal(f"vllm serve m {flags}", mode=mode).startswith(
+        "--no-data-parallel-hybrid-lb, but this mode is that of --data-parallel-hybrid-lb\n"
+    )
 
 
 def test_elastic_ep_may_leave_gpus_to_grow_into_and_is_told_where_it_ends() -> None:
