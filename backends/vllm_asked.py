@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import ipaddress
 from dataclasses import dataclass
 
-from backends import argv
+from backends import argv, rendezvous
 from backends.argv import Flag
 from backends.command import Command
 from backends.errors import ConfigError, Fault
@@ -14,12 +13,14 @@ from backends.plan import Kind, Request
 from backends.versions import known_to_be_older
 from backends.vllm_flags import (
     API_SERVERS,
+    DEFAULT_MASTER_PORT,
     DP,
     EXECUTOR,
     GRPC,
     GRPC_PORT,
     HEADLESS,
     MASTER_ADDR,
+    MASTER_PORT,
     NNODES,
     NODE_RANK,
     PCP,
@@ -76,7 +77,8 @@ class Edit:
         self.request = asked.request
         self.arguments = asked.arguments
         self.added: list[str] = []
-        self.dropped: list[str] = []
+        self.changed: list[str] = []
+        self.ports = {asked.request.options.channel_port: "lwsrun itself"} if asked.request.group.size > 1 else {}
 
     def number(self, flag: Flag, value: int, meaning: str) -> None:
         """Raises LayoutError for another number: with it this pod would wait for peers that never come."""
@@ -93,24 +95,34 @@ class Edit:
             )
 
     def leader(self, flag: Flag) -> None:
-        """The leader's address as an IP. A name that the user gave stays: what it resolves to is not known here."""
+        """The leader's address as an IP: the leader binds there, and a name may not resolve before it is ready."""
         given, ip = argv.last(self.arguments, flag), self.request.leader.ip
         if given is None:
             self._add(flag, ip)
-        elif _is_another_address(given.value or "", ip):
-            raise LayoutError(
-                Fault(
-                    f"{given.text} is {given.value}, but the leader's address is {ip}",
-                    "the leader's address or its name, on every pod",
-                    f"leave {flag.name} out; for another of the leader's addresses say --pod-ip there",
-                )
-            )
+            return
+        host = given.value or ""
+        rendezvous.refuse_variable(given.text, host, f"the leader's address, such as {ip}")
+        if not rendezvous.is_leader(host, self.request):
+            raise ConfigError(rendezvous.not_the_leader(given.text, host, self.request))
+        if host != ip:
+            self.arguments = argv.add(argv.without(self.arguments, (flag,)), flag, ip)
+            self.changed.append(f"{given.text} {host} is given as {ip}: a name may not resolve yet")
 
     def port(self, flag: Flag, default: int) -> int:
+        """The port at which the leader listens for the others."""
         port = argv.whole_number(self.arguments, flag, default)
         if not argv.find(self.arguments, flag):
             self._add(flag, str(port))
+        self.takes(port, flag.name)
         return port
+
+    def takes(self, port: int, whose: str) -> None:
+        """Raises ConfigError for a port that something else of this pod has: what comes second could not listen."""
+        other = self.ports.setdefault(port, whose)
+        if other != whose:
+            raise ConfigError(
+                Fault(f"port {port} is that of {whose} and of {other}", "a port of its own for each", f"change {whose}")
+            )
 
     def switch(self, flag: Flag, value: str | None = None) -> None:
         """Raises ConfigError where the user switched it off."""
@@ -131,27 +143,21 @@ class Edit:
         for flag in (API_SERVERS, GRPC, GRPC_PORT):
             if argv.find(self.arguments, flag):
                 self.arguments = argv.without(self.arguments, [flag])
-                self.dropped.append(f"left out {flag.name}: this pod has no API server")
+                self.changed.append(f"left out {flag.name}: this pod has no API server")
 
     def nodes(self) -> None:
         group = self.request.group
         self.number(NNODES, group.size, "the group's size")
         self.number(NODE_RANK, group.index, "this pod's index")
         self.leader(MASTER_ADDR)
+        self.takes(argv.whole_number(self.arguments, MASTER_PORT, DEFAULT_MASTER_PORT), MASTER_PORT.name)
 
     def decisions(self, why: str) -> tuple[str, ...]:
-        return (*((f"{' '.join(self.added)}: {why}",) if self.added else ()), *self.dropped)
+        return (*((f"{' '.join(self.added)}: {why}",) if self.added else ()), *self.changed)
 
     def _add(self, flag: Flag, value: str | None = None) -> None:
         self.arguments = argv.add(self.arguments, flag, value)
         self.added += [flag.name] if value is None else [flag.name, value]
-
-
-def _is_another_address(given: str, ip: str) -> bool:
-    try:
-        return ipaddress.ip_address(given) != ipaddress.ip_address(ip)
-    except ValueError:
-        return given == "localhost"
 
 
 def refuse_headless_leader(asked: Asked) -> None:

@@ -188,6 +188,9 @@ def plan_multi_port(asked: Asked, reason: str) -> Plan:
     gates = _rendezvous(asked, edit, share)
     edit.number(DP_START, share.start, "this pod's first rank")
     first = argv.whole_number(asked.arguments, PORT, PORTS["vllm"])
+    for port in range(first, first + share.local):
+        edit.takes(port, PORT.name)
+    edit.takes(argv.whole_number(asked.arguments, SUPERVISOR_PORT, DEFAULT_SUPERVISOR_PORT), SUPERVISOR_PORT.name)
     return engine_plan(
         asked,
         edit,
@@ -242,9 +245,8 @@ def _rendezvous(asked: Asked, edit: Edit, share: Share) -> tuple[Gate, ...]:
     edit.number(DP_LOCAL, share.local, "this pod's number of replicas")
     edit.leader(DP_ADDRESS)
     port = edit.port(DP_PORT, DEFAULT_DP_PORT)
-    # Where the front end binds, which is a name of the leader if the user gave one.
-    host = str(argv.text(edit.arguments, DP_ADDRESS))
-    return () if asked.request.group.is_leader else (PortOpen(host, port, "vLLM's front end on the leader"),)
+    group, leader = asked.request.group, asked.request.leader
+    return () if group.is_leader else (PortOpen(leader.ip, port, "vLLM's front end on the leader"),)
 
 
 def _refuse_headless(asked: Asked, why: str) -> None:

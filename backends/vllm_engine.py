@@ -6,11 +6,11 @@ from dataclasses import replace
 
 from backends import argv
 from backends.command import Command
-from backends.plan import EnvVar, Gate, Plan, Request, Unset, unless_set
+from backends.plan import EnvVar, Gate, Main, Plan, Request, Unset, unless_set
 from backends.serving import main_process
 from backends.vllm_asked import Asked, Edit
 from backends.vllm_drain import REMOTE, SEVERAL, api_servers, by_itself, by_us
-from backends.vllm_flags import CONFIG, HEADLESS, MODEL, SHUTDOWN
+from backends.vllm_flags import CONFIG, GRPC_PORT, HEADLESS, MODEL, PORT, SHUTDOWN
 
 
 def environment(asked: Asked) -> tuple[EnvVar, ...]:
@@ -58,6 +58,14 @@ def notes(asked: Asked, *, drains_itself: bool) -> tuple[str, ...]:
     return tuple(lines)
 
 
+def serves(edit: Edit, main: Main) -> None:
+    """The ports of the server, if it is one. Raises ConfigError for one that is taken."""
+    if main.serves is not None:
+        edit.takes(main.serves.port, PORT.name)
+        if argv.find(edit.arguments, GRPC_PORT):
+            edit.takes(argv.whole_number(edit.arguments, GRPC_PORT, 0, lowest=0), GRPC_PORT.name)
+
+
 def engine_plan(
     asked: Asked,
     edit: Edit,
@@ -91,6 +99,7 @@ def engine_plan(
         main, drain = by_itself(asked, command)
     else:
         main, drain = by_us(asked, command, SEVERAL if servers > 1 else REMOTE, servers)
+    serves(edit, main)
     return Plan(
         backend="vllm",
         mode=mode,

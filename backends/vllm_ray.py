@@ -11,7 +11,7 @@ from backends.plan import EnvVar, Plan, unless_set
 from backends.serving import VLLM_ON_RAY, ranks
 from backends.vllm_asked import NATIVE_FLAGS, Asked, Edit, even_gpus, refuse_older
 from backends.vllm_drain import RAY, api_servers, by_us
-from backends.vllm_engine import environment, notes, unset
+from backends.vllm_engine import environment, notes, serves, unset
 from backends.vllm_flags import (
     ALL2ALL,
     DP_ADDRESS,
@@ -116,6 +116,8 @@ def _plan(
     if request.group.is_leader:
         command = replace(asked.command, argv=asked.command.with_arguments(edit.arguments))
         main, drain = by_us(asked, command, RAY, api_servers(command, asked.data))
+        edit.takes(request.options.ray_port, "Ray (--ray-port)")
+        serves(edit, main)
         decisions = (*decisions, *drain)
     return Plan(
         backend="vllm",

@@ -149,7 +149,6 @@ def test_on_ray_replicas_over_nodes_or_on_unlike_ones_are_packed_otherwise(
         ("-dpl 2 -dpa 10.0.0.10 -dpp 29550", 0),
         ("--data-parallel-size-local=2 --data-parallel-start-rank 2 --headless", 1),
         ("-dpl {gpus} -dpr {index*gpus}", 1),
-        ("--data-parallel-address my-lws-0.my-lws.default", 1),
     ],
 )
 def test_flags_that_the_user_gave_are_kept_where_they_agree(given: str, index: int) -> None:
@@ -166,10 +165,34 @@ def test_a_port_that_the_user_chose_is_the_gates_too() -> None:
     assert plan_vllm(made("vllm serve m -tp 4 -dp 4 -dpp 13345", 1)).gates == (
         PortOpen("10.0.0.10", 13345, "vLLM's front end on the leader"),
     )
-    name = "my-lws-0.my-lws.default"
-    assert plan_vllm(made(f"vllm serve m -tp 4 -dp 4 -dpa {name}", 1)).gates == (
-        PortOpen(name, 29550, "vLLM's front end on the leader"),
-    )
+
+
+@pytest.mark.parametrize("flags", ["-tp 4 -dp 4", "-tp 4 -dp 4 -dpb ray", "-tp 4 -dp 4 -dpm"])
+def test_a_name_of_the_leader_is_given_as_its_ip_because_the_leader_binds_there(flags: str) -> None:
+    for plan in plans(f"vllm serve m -dpa my-lws-0.my-lws.default {flags}", ray="2.60.0"):
+        if plan.main is None:
+            continue
+        words = " ".join(plan.main.argv)
+        assert "my-lws" not in words
+        assert words.count("--data-parallel-address 10.0.0.10") == 1
+        assert "-dpa my-lws-0.my-lws.default is given as 10.0.0.10: a name may not resolve yet" in plan.decisions
+        assert [gate.host for gate in plan.gates if isinstance(gate, PortOpen)] in ([], ["10.0.0.10"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "taken"),
+    [
+        ("-tp 4 -dp 4 --data-parallel-rpc-port 8000", "port 8000 is that of --port and of --data-parallel-rpc-port"),
+        ("-tp 4 -dp 4 -dpp 9470", "port 9470 is that of --data-parallel-rpc-port and of lwsrun itself"),
+        ("-tp 4 -dp 4 -dph --port 9470", "port 9470 is that of --port and of lwsrun itself"),
+        ("-tp 4 -dp 4 -dpm --port 9469", "port 9470 is that of --port and of lwsrun itself"),
+        ("-tp 4 -dp 4 -dpm -dpp 9256", "port 9256 is that of --data-parallel-supervisor-port and of --data-parallel-r"),
+        ("-tp 4 -dp 4 -dpb ray --port 6379", "port 6379 is that of --port and of Ray (--ray-port)"),
+        ("-tp 16 --port 6379", "port 6379 is that of --port and of Ray (--ray-port)"),
+    ],
+)
+def test_two_that_would_listen_at_one_port_are_named(flags: str, taken: str) -> None:
+    assert refusal(f"vllm serve m {flags}", ray="2.60.0").startswith(taken)
 
 
 @pytest.mark.parametrize(
@@ -178,7 +201,7 @@ def test_a_port_that_the_user_chose_is_the_gates_too() -> None:
         ("-tp 4 -dp 4 -dpl 4", 0, "-dpl is 4, but this pod's number of replicas is 2"),
         ("-tp 4 -dp 4 -dpr 1 --headless", 1, "-dpr is 1, but this pod's first rank is 2"),
         ("-tp 8 -dp 2 --data-parallel-rank 0", 1, "--data-parallel-rank is 0, but this pod's rank is 1"),
-        ("-tp 4 -dp 4 -dpa 10.9.9.9", 1, "-dpa is 10.9.9.9, but the leader's address is 10.0.0.10"),
+        ("-tp 4 -dp 4 -dpa 10.9.9.9", 1, "-dpa is 10.9.9.9, but the group's leader is my-lws-0.my-lws.default (10"),
         ("-tp 4 -dp 4 --nnodes 4", 0, "--nnodes is 4, but the group's size is 2"),
         ("-tp 4 -dp 4 --headless", 0, "--headless on the leader: nobody would serve"),
         ("-tp 4 -dp 4 -dph --headless", 1, "--headless: with hybrid load balancing every pod serves"),

@@ -9,6 +9,7 @@ from backends.plan import EnvVar, Kind, Main, Plan, PortOpen
 from backends.serving import RANKS
 from backends.vllm import plan_vllm
 
+LEADER = "but the group's leader is my-lws-0.my-lws.default (10.0.0.10)"
 WHY_DRAIN = "asked to stop, vLLM answers the requests that it has for so long, instead of aborting them"
 
 
@@ -85,7 +86,6 @@ def test_native_can_be_forced_in_an_image_with_ray() -> None:
     [
         ("--nnodes 2 --node-rank 1 --master-addr 10.0.0.10 --headless", ""),
         ("-n2 -r1", " --master-addr 10.0.0.10 --headless"),
-        ("--master_addr=my-lws-0.my-lws.default --headless", " --nnodes 2 --node-rank 1"),
         ("--master-port 1234", " --nnodes 2 --node-rank 1 --master-addr 10.0.0.10 --headless"),
     ],
 )
@@ -94,6 +94,46 @@ def test_flags_that_the_user_gave_are_kept_where_they_agree(given: str, rest: st
     plan = plan_vllm(made(line, 1))
     assert plan.main is not None
     assert " ".join(plan.main.argv) == line + rest
+
+
+@pytest.mark.parametrize("index", [0, 1])
+@pytest.mark.parametrize("name", ["my-lws-0.my-lws.default", "my-lws-0.my-lws.default.svc.cluster.local", "pod-0"])
+def test_a_name_of_the_leader_is_given_as_its_ip(name: str, index: int) -> None:
+    plan = plan_vllm(made(f"vllm serve m --master_addr={name} -tp 16", index))
+    assert plan.main is not None
+    rest = (
+        "--nnodes",
+        "2",
+        "--node-rank",
+        str(index),
+        "--master-addr",
+        "10.0.0.10",
+        *(["--headless"] if index else []),
+    )
+    assert plan.main.argv == ("vllm", "serve", "m", "-tp", "16", *rest)
+    assert f"--master_addr {name} is given as 10.0.0.10: a name may not resolve yet" in plan.decisions
+
+
+@pytest.mark.parametrize(
+    ("flags", "taken"),
+    [
+        ("--port 9470", "port 9470 is that of --port and of lwsrun itself"),
+        ("--master-port 9470", "port 9470 is that of --master-port and of lwsrun itself"),
+        ("--master-port 8000", "port 8000 is that of --port and of --master-port"),
+        ("--port 29501", "port 29501 is that of --port and of --master-port"),
+        ("--grpc-port 8000", "port 8000 is that of --grpc-port and of --port"),
+    ],
+)
+def test_two_that_would_listen_at_one_port_are_named(flags: str, taken: str) -> None:
+    assert refusal(f"vllm serve m -tp 16 {flags}").splitlines()[0] == taken
+
+
+def test_a_pod_that_serves_no_http_needs_no_port_for_it() -> None:
+    assert plan_vllm(made("vllm serve m -tp 16 --port 9470 --headless", 1)).main is not None
+
+
+def test_alone_lwsrun_listens_nowhere() -> None:
+    assert plan_vllm(made("vllm serve m -tp 8 --port 9470", gpus=(8,))).main is not None
 
 
 def test_one_line_with_placeholders_serves_every_pod() -> None:
@@ -109,9 +149,16 @@ def test_one_line_with_placeholders_serves_every_pod() -> None:
         ("--nnodes 3", 0, "--nnodes is 3, but the group's size is 2"),
         ("-n3", 1, "-n is 3, but the group's size is 2"),
         ("--node-rank 0", 1, "--node-rank is 0, but this pod's index is 1"),
-        ("--master-addr 10.9.9.9", 1, "--master-addr is 10.9.9.9, but the leader's address is 10.0.0.10"),
-        ("--master-addr localhost", 0, "--master-addr is localhost, but the leader's address is 10.0.0.10"),
-        ("--master-addr 127.0.0.1", 0, "--master-addr is 127.0.0.1, but the leader's address is 10.0.0.10"),
+        ("--master-addr 10.9.9.9", 1, f"--master-addr is 10.9.9.9, {LEADER}"),
+        ("--master-addr localhost", 0, f"--master-addr is localhost, {LEADER}"),
+        ("--master-addr 127.0.0.1", 0, f"--master-addr is 127.0.0.1, {LEADER}"),
+        ("--master-addr other-lws-3.foo", 1, f"--master-addr is other-lws-3.foo, {LEADER}"),
+        ("--master-addr=", 0, f"--master-addr is , {LEADER}"),
+        (
+            "--master-addr $LWS_LEADER_ADDRESS",
+            1,
+            "--master-addr is '$LWS_LEADER_ADDRESS': it looks like a variable that nobody expanded",
+        ),
         ("--headless", 0, "--headless on the leader: nobody would serve"),
         ("--nnodes two", 0, "--nnodes is 'two'"),
     ],
