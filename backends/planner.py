@@ -77,6 +77,8 @@ def make_plan(request: Request) -> Plan:
         )
     if name != "generic":
         _refuse_generic_options(name, request.options)
+    if name != "vllm" and request.options.vllm_mode != "auto":
+        raise _no_vllm(name, request.options.vllm_mode)
     values = expand_all(tuple(value for _, value in request.options.env), request)
     given = dict(zip((variable for variable, _ in request.options.env), values, strict=True))
     # Planned as if the pod had them, so that they count as set by the user wherever that is asked.
@@ -97,3 +99,13 @@ def _refuse_generic_options(name: str, options: Options) -> None:
                 f"leave {' and '.join(flags)} out; or say --backend generic",
             )
         )
+
+
+def _no_vllm(name: str, mode: str) -> ConfigError:
+    return ConfigError(
+        Fault(
+            f"--vllm-mode {mode}, but what is planned is {name}",
+            "a vLLM server, `vllm serve …`, and no other --backend",
+            "leave --vllm-mode out",
+        )
+    )

@@ -16,10 +16,8 @@ from backends.vllm_asked import NATIVE_FLAGS, Asked, Edit, read
 from backends.vllm_data_parallel import plan_external, plan_hybrid, plan_internal, plan_multi_port
 from backends.vllm_engine import engine_plan
 from backends.vllm_flags import (
-    DP_ADDRESS,
     DP_BACKEND,
     DP_LOCAL,
-    DP_PORT,
     DP_RANK,
     DP_START,
     ELASTIC_EP,
@@ -150,32 +148,41 @@ def _told(asked: Asked) -> list[tuple[str, str]]:
 
 
 def _refuse_lone_replica(asked: Asked, signs: list[str]) -> None:
-    others = (DP_LOCAL, DP_ADDRESS, DP_PORT, DP_START)
-    named = [*signs, *(flag.name for flag in others if asked.has(flag) and not signs)]
+    """Where replicas would be shared out, but there is one: vLLM refuses some of these flags then (config/parallel.py),
+    others on a headless pod. An address or a port alone does nothing.
+    """
+    named = [*signs, *(flag.name for flag in (DP_LOCAL, DP_START) if asked.has(flag) and not signs)]
     # An elastic deployment may start with one replica and grow.
     if not named or asked.has(ELASTIC_EP):
         return
-    total = sum(node.gpus for node in asked.request.nodes)
-    fits = f"--data-parallel-size {total // asked.world}" if total and total % asked.world == 0 else "more replicas"
-    raise ConfigError(Fault(f"{named[0]}, but no --data-parallel-size above 1", fits, "add it on every pod"))
+    first, total = named[0], sum(node.gpus for node in asked.request.nodes)
+    several, rest = divmod(total, asked.world)
+    size = f"--data-parallel-size {several}" if several > 1 and rest == 0 else "a --data-parallel-size that fits"
+    raise ConfigError(
+        Fault(
+            f"{first}, but no --data-parallel-size above 1",
+            f"{size}, or no {first}",
+            f"for one replica leave {first} out, for several say how many; on every pod",
+        )
+    )
 
 
 def _check_elastic(asked: Asked) -> None:
     """What vLLM itself refuses, minutes later (vllm/config/parallel.py)."""
     if not asked.has(ELASTIC_EP):
         return
-    wrong = []
-    if not asked.has(EPLB):
-        wrong.append(f"no {EPLB.name}")
+    balancing = [flag.name for flag in (HYBRID, EXTERNAL, DP_RANK, MULTI_PORT) if asked.has(flag)]
+    wrong = [*([] if asked.has(EPLB) else [f"no {EPLB.name}"]), *balancing]
+    remedies = [*([] if asked.has(EPLB) else [f"add {EPLB.name}"]), *(f"leave {flag} out" for flag in balancing)]
     if asked.pipeline > 1:
         wrong.append(f"PP {asked.pipeline}")
-    wrong += [flag.name for flag in (HYBRID, EXTERNAL, DP_RANK, MULTI_PORT) if asked.has(flag)]
+        remedies.append("leave pipeline parallelism out")
     if wrong:
         raise ConfigError(
             Fault(
                 f"{ELASTIC_EP.name} with {', '.join(wrong)}",
-                f"{EPLB.name}, PP 1, and vLLM's internal load balancing",
-                "vLLM would refuse it at its start",
+                f"{EPLB.name}, PP 1, and vLLM's internal load balancing: all else vLLM refuses, minutes later",
+                f"{', '.join(remedies)}; or leave {ELASTIC_EP.name} out",
             )
         )
 
@@ -191,11 +198,26 @@ def _alone(asked: Asked) -> Plan:
                 "check LWS_GROUP_SIZE or --size",
             )
         )
-    axes = [*asked.axes, ("DP", asked.data)]
+    local, server_each = _local(asked)
     # Fewer than the node has is legal on one node (several engines may share it); more can never start.
-    if request.node.gpus and asked.world * asked.data > request.node.gpus:
-        check_layout(axes, request.nodes)
-    return engine_plan(asked, Edit(asked), mode="single node", reason="the group is this pod alone", servers=asked.data)
+    if request.node.gpus and asked.world * local > request.node.gpus:
+        check_layout([*asked.axes, ("DP", local)], request.nodes)
+    return engine_plan(
+        asked,
+        Edit(asked),
+        mode="single node",
+        reason="the group is this pod alone",
+        servers=local if server_each else asked.data,
+        remote=local < asked.data,
+    )
+
+
+def _local(asked: Asked) -> tuple[int, bool]:
+    """This pod's part of the replicas, which may be of several groups; and whether its API servers are of it alone."""
+    if asked.has(DP_RANK) or asked.has(EXTERNAL):
+        return 1, True
+    hybrid = asked.has(HYBRID) or (asked.has(DP_START) and not asked.has(HEADLESS))
+    return argv.whole_number(asked.arguments, DP_LOCAL, asked.data, lowest=0), hybrid
 
 
 def _no_gpu_no_driver() -> Fault:

@@ -13,6 +13,7 @@ from backends.plan import Kind, Request
 from backends.versions import known_to_be_older
 from backends.vllm_flags import (
     API_SERVERS,
+    CONFIG,
     DEFAULT_MASTER_PORT,
     DP,
     EXECUTOR,
@@ -57,6 +58,11 @@ class Asked:
     def axes(self) -> list[tuple[str, int]]:
         axes = [("TP", self.tensor), ("PP", self.pipeline)]
         return [*axes, ("PCP", self.context)] if self.context > 1 else axes
+
+    @property
+    def sized(self) -> bool:
+        """Whether the sizes are known: without any in the flags they may stand in a --config file."""
+        return not self.has(CONFIG) or any(self.has(flag) for flag in (TP, PP, PCP, DP))
 
     def has(self, flag: Flag) -> bool:
         return argv.given(self.arguments, flag)
@@ -178,10 +184,10 @@ def refuse_older(asked: Asked, since: tuple[int, ...], what: str, remedy: str) -
         raise ConfigError(Fault(f"vLLM {version} has no {what}", f"{'.'.join(map(str, since))} or newer", remedy))
 
 
-def even_gpus(asked: Asked, why: str) -> int:
+def even_gpus(asked: Asked, why: str, remedy: str = "") -> int:
     """The GPUs of every node. Raises LayoutError where nodes differ."""
     counts = {node.gpus for node in asked.request.nodes}
     if len(counts) > 1:
         shown = " + ".join(str(node.gpus) for node in asked.request.nodes)
-        raise LayoutError(Fault(f"the nodes have {shown} GPUs: {why}", "as many GPUs on every node"))
+        raise LayoutError(Fault(f"the nodes have {shown} GPUs: {why}", "as many GPUs on every node", remedy))
     return counts.pop()

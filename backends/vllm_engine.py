@@ -46,7 +46,10 @@ def notes(asked: Asked, *, drains_itself: bool) -> tuple[str, ...]:
     """What the user should know of flags that are not seen, or that do not fit."""
     lines, arguments = [], asked.arguments
     if argv.find(arguments, CONFIG):
-        lines.append("--config FILE is read by vLLM alone: sizes that it sets are not seen here, give them as flags")
+        seen = "the layout is checked as the flags say" if asked.sized else "the layout is not checked"
+        lines.append(
+            f"--config FILE is read by vLLM alone: sizes in it are not seen here, so {seen}; give them as flags"
+        )
         if drains_itself and not argv.find(arguments, SHUTDOWN):
             lines.append(f"{SHUTDOWN.name} is left to --config FILE: without it a SIGTERM aborts every request")
     drain, left = argv.whole_number(arguments, SHUTDOWN, 0, lowest=0), asked.request.options.answering

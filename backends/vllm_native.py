@@ -13,6 +13,7 @@ from backends.vllm_asked import Asked, Edit, even_gpus, refuse_headless_leader, 
 from backends.vllm_engine import engine_plan
 from backends.vllm_flags import NATIVE_SINCE
 
+UNLIKE = "make all pods alike; or --vllm-mode ray, in an image with Ray, which takes them as they are"
 REMEDY = "use a newer image, or install ray in this one: lwsrun then runs the model on Ray"
 
 
@@ -20,8 +21,9 @@ def plan_native(asked: Asked, reason: str) -> Plan:
     """TP × PP over all GPUs of the group. Raises ConfigError, LayoutError where nodes are unlike."""
     refuse_older(asked, NATIVE_SINCE, "native multi-node mode (--nnodes)", REMEDY)
     refuse_headless_leader(asked)
-    check_layout(asked.axes, asked.request.nodes)
-    even_gpus(asked, "native vLLM puts as many ranks on every node")
+    even_gpus(asked, "native vLLM puts as many ranks on every node", UNLIKE)  # before what fits on unlike nodes is told
+    if asked.sized:
+        check_layout(asked.axes, asked.request.nodes)
     group, edit = asked.request.group, Edit(asked)
     edit.nodes()
     if not group.is_leader:

@@ -28,7 +28,8 @@ PACKING = "VLLM_RAY_DP_PACK_STRATEGY"
 
 def plan_on_ray(asked: Asked, reason: str) -> Plan:
     """TP × PP over all GPUs of the group. Raises ConfigError where the image has no Ray."""
-    check_layout(asked.axes, asked.request.nodes)
+    if asked.sized:
+        check_layout(asked.axes, asked.request.nodes)
     edit = Edit(asked)
     edit.switch(EXECUTOR, "ray")
     return _plan(asked, edit, mode="Ray", reason=reason)

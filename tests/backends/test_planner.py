@@ -94,6 +94,24 @@ def test_a_known_engine_whose_groups_cannot_be_formed_yet_is_refused(line: str, 
     )
 
 
+@pytest.mark.parametrize(
+    ("line", "backend", "name"),
+    [
+        ("sglang serve --model-path m --tp 16", "auto", "sglang"),
+        ("python3 run.py", "auto", "generic"),
+        ("torchrun t.py", "auto", "torchrun"),
+        ("vllm serve m -tp 16", "generic", "generic"),
+        ("vllm serve m -tp 16", "ray", "ray"),
+    ],
+)
+def test_a_mode_of_vllm_is_refused_for_anything_else(line: str, backend: str, name: str) -> None:
+    assert refusal(request(line, options=Options(backend=backend, vllm_mode="native"))) == (
+        f"--vllm-mode native, but what is planned is {name}\n"
+        "  expected: a vLLM server, `vllm serve …`, and no other --backend\n"
+        "  to do: leave --vllm-mode out"
+    )
+
+
 def test_an_engine_inside_a_shell_is_refused() -> None:
     made = Request(
         Group("leader", 2, 0, "id"),

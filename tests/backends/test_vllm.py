@@ -258,9 +258,19 @@ def test_a_placeholder_may_give_the_degree() -> None:
 def test_a_config_file_is_noted_because_its_sizes_are_not_seen() -> None:
     alone = request("vllm serve m -tp 16 --config /etc/vllm.yaml", gpus=(16,), engine_version="0.33.0")
     sizes, drain = plan_vllm(alone).notes
-    assert "--config FILE is read by vLLM alone" in sizes
-    assert "give them as flags" in sizes
+    assert sizes == (
+        "--config FILE is read by vLLM alone: sizes in it are not seen here, so the layout is checked as the flags say;"
+        " give them as flags"
+    )
     assert "--shutdown-timeout is left to --config FILE" in drain
+
+
+@pytest.mark.parametrize("ray", ["2.60.0", None])
+def test_sizes_in_a_config_file_are_not_judged_as_if_there_were_none(ray: str | None) -> None:
+    plan = plan_vllm(request("vllm serve m --config /etc/vllm.yaml", ray=ray))
+    assert plan.mode == ("Ray" if ray else "native multi-node")
+    assert "so the layout is not checked" in plan.notes[0]
+    assert refusal(request("vllm serve m --config /etc/vllm.yaml -tp 4", ray=ray)).startswith("TP 4 × PP 1 needs 4")
 
 
 def test_no_drain_is_added_over_a_config_file_or_to_dynamo() -> None:
@@ -546,8 +556,34 @@ def test_a_group_of_one_may_use_what_the_node_has_or_less(flags: str, gpus: int)
 
 
 @pytest.mark.parametrize(
+    ("flags", "servers"),
+    [
+        ("-tp 8 -dp 4 --data-parallel-rank 2 --data-parallel-address x", 1),
+        ("-tp 8 -dp 4 --data-parallel-external-lb --data-parallel-rank 0", 1),
+        ("-tp 4 -dp 8 -dpl 2 --data-parallel-start-rank 4 --data-parallel-address x", 2),
+        ("-tp 8 -dp 4 -dpl 1 -dph --data-parallel-address x", 1),
+        ("-tp 8 -dp 4 -dpl 1 --data-parallel-address x", 4),  # internal: one server here for the replicas of all
+        ("-tp 8 -dp 4 -dpl 0 --data-parallel-address x", 4),
+    ],
+)
+def test_a_group_of_one_may_be_a_part_of_more(flags: str, servers: int) -> None:
+    plan = plan_vllm(request(f"vllm serve m {flags}", gpus=(8,), engine_version="0.33.0"))
+    assert plan.main is not None
+    assert plan.main.in_flight is not None  # vLLM's own drain does not wait for the replicas of others
+    assert (plan.main.in_flight.load is not None) is (servers == 1)
+    assert main_line(plan).removesuffix(" --enable-server-load-tracking") == f"vllm serve m {flags}"
+
+
+def test_a_group_of_one_that_is_headless_in_a_larger_deployment_is_planned() -> None:
+    line = "vllm serve m -tp 8 -dp 4 -dpl 1 -dpr 2 --headless --data-parallel-address x"
+    assert main_line(plan_vllm(request(line, gpus=(8,), engine_version="0.33.0"))) == line
+
+
+@pytest.mark.parametrize(
     ("flags", "first"),
     [
+        ("-tp 8 -dp 4 -dpl 2 -dpr 2", "TP 8 × PP 1 × DP 2 needs 16 GPUs; the group has 1 node × 8 = 8"),
+        ("-tp 16 -dp 4 -dpn 2", "TP 16 × PP 1 needs 16 GPUs; the group has 1 node × 8 = 8"),
         ("-tp 16", "TP 16 × PP 1 needs 16 GPUs; the group has 1 node × 8 = 8"),
         ("-tp 8 -dp 2", "TP 8 × PP 1 × DP 2 needs 16 GPUs; the group has 1 node × 8 = 8"),
         ("-tp 8 -pp 2 -pcp 2", "TP 8 × PP 2 × PCP 2 needs 32 GPUs; the group has 1 node × 8 = 8"),

@@ -91,8 +91,21 @@ def test_what_contradicts_is_refused_with_both_sides(flags: str, mode: str, foun
     assert refusal(f"vllm serve m {flags}", mode=mode, ray="2.60.0").startswith(found)
 
 
-def test_a_lone_replica_is_told_how_many_would_fit() -> None:
-    assert "expected: --data-parallel-size 4" in refusal("vllm serve m -tp 4 -dph")
+@pytest.mark.parametrize(
+    ("flags", "expected"), [("-tp 4", "--data-parallel-size 4"), ("-tp 16", "a --data-parallel-size that fits")]
+)
+def test_a_lone_replica_is_told_to_drop_the_flag_or_how_many_would_fit(flags: str, expected: str) -> None:
+    assert refusal(f"vllm serve m {flags} -dph") == (
+        "--data-parallel-hybrid-lb, but no --data-parallel-size above 1\n"
+        f"  expected: {expected}, or no --data-parallel-hybrid-lb\n"
+        "  to do: for one replica leave --data-parallel-hybrid-lb out, for several say how many; on every pod"
+    )
+
+
+def test_what_is_said_to_fit_does_not_lead_in_a_circle() -> None:
+    assert "Fits: " in refusal("vllm serve m -tp 8 -dp 4 -dph")
+    assert "leave --data-parallel-hybrid-lb out" in refusal("vllm serve m -tp 16 -dp 1 -dph")
+    assert plan_vllm(made("vllm serve m -tp 16 -dp 1")).mode == "native multi-node"
 
 
 # --- the environment, in every mode ---
@@ -146,17 +159,23 @@ def test_another_connector_needs_no_such_address() -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "wrong"),
+    ("flags", "wrong", "remedy"),
     [
-        ("-tp 4 -dp 4", "no --enable-eplb"),
-        ("-tp 4 -pp 2 -dp 2 --enable-eplb", "PP 2"),
-        ("-tp 4 -dp 4 -dph --enable-eplb", "--data-parallel-hybrid-lb"),
-        ("-tp 4 -dp 4 --enable-eplb --no-enable-epl", "no --enable-eplb"),
-        ("-tp 8 -dp 2 -dpn 0", "no --enable-eplb, --data-parallel-rank"),
+        ("-tp 4 -dp 4", "no --enable-eplb", "add --enable-eplb"),
+        ("-tp 4 -pp 2 -dp 2 --enable-eplb", "PP 2", "leave pipeline parallelism out"),
+        ("-tp 4 -dp 4 -dph --enable-eplb", "--data-parallel-hybrid-lb", "leave --data-parallel-hybrid-lb out"),
+        ("-tp 4 -dp 4 --enable-eplb --no-enable-epl", "no --enable-eplb", "add --enable-eplb"),
+        (
+            "-tp 8 -dp 2 -dpn 0",
+            "no --enable-eplb, --data-parallel-rank",
+            "add --enable-eplb, leave --data-parallel-rank out",
+        ),
     ],
 )
-def test_elastic_ep_is_refused_here_where_vllm_would_refuse_it(flags: str, wrong: str) -> None:
-    assert refusal(f"vllm serve m {flags} --enable-elastic-ep").startswith(f"--enable-elastic-ep with {wrong}\n")
+def test_elastic_ep_is_refused_here_where_vllm_would_refuse_it(flags: str, wrong: str, remedy: str) -> None:
+    first, _, last = refusal(f"vllm serve m {flags} --enable-elastic-ep").splitlines()
+    assert first == f"--enable-elastic-ep with {wrong}"
+    assert last == f"  to do: {remedy}; or leave --enable-elastic-ep out"
 
 
 def test_elastic_ep_that_is_off_in_the_end_is_not_judged() -> None:

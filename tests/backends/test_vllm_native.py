@@ -86,6 +86,7 @@ def test_native_can_be_forced_in_an_image_with_ray() -> None:
     [
         ("--nnodes 2 --node-rank 1 --master-addr 10.0.0.10 --headless", ""),
         ("-n2 -r1", " --master-addr 10.0.0.10 --headless"),
+        ("-dpa 10.1.1.1 -dpp 5", " --nnodes 2 --node-rank 1 --master-addr 10.0.0.10 --headless"),  # of one replica
         ("--master-port 1234", " --nnodes 2 --node-rank 1 --master-addr 10.0.0.10 --headless"),
     ],
 )
@@ -184,8 +185,11 @@ def test_a_newer_or_unknown_vllm_is_not(version: str | None) -> None:
 def test_nodes_with_unlike_gpus_are_refused_because_ranks_are_spread_evenly() -> None:
     assert refusal("vllm serve m -tp 12", gpus=(8, 4)) == (
         "the nodes have 8 + 4 GPUs: native vLLM puts as many ranks on every node\n"
-        "  expected: as many GPUs on every node"
+        "  expected: as many GPUs on every node\n"
+        "  to do: make all pods alike; or --vllm-mode ray, in an image with Ray, which takes them as they are"
     )
+    assert "Fits" not in refusal("vllm serve m -tp 16", gpus=(8, 4))
+    assert plan_vllm(made("vllm serve m -tp 12", gpus=(8, 4), ray="2.60.0", mode="ray")).mode == "Ray"
 
 
 @pytest.mark.parametrize(
