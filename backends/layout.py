@@ -81,8 +81,10 @@ def _whole(layout: Sequence[tuple[str, int]], nodes: Sequence[Node]) -> bool:
     replicas = dict(layout).get(REPLICAS, 1)
     replica = math.prod(degree for _, degree in layout) // replicas
     stages = dict(layout)["PP"]
+    if not even and REPLICAS in dict(layout):
+        return all(count % replica == 0 for count in counts)
     if not even:  # nobody can say how parts would lie on nodes that differ
-        return replicas == stages == 1
+        return stages == 1
     if replica <= even:
         return even % replica == 0
     return replica % even == 0 and (replica // even) % stages == 0

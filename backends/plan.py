@@ -33,7 +33,7 @@ class Node:
     """What a pod knows of itself, or what is assumed of it before it is known.
 
     gpus counts devices; shm_bytes is the size of /dev/shm; ray is the version of the image's Ray or None; interface
-    is the one that routes to the leader, interfaces the names of all that the pod has.
+    is the one that routes to the leader, interfaces the names of all that the pod has, addresses all of theirs.
     """
 
     ip: str
@@ -42,6 +42,7 @@ class Node:
     gpus_from: str = "assumed"
     interface: str | None = None
     interfaces: tuple[str, ...] = ()
+    addresses: tuple[str, ...] = ()
     rdma: tuple[RdmaPort, ...] = ()
     shm_bytes: int | None = None
     python: str = "python3"

@@ -17,8 +17,9 @@ def environment(asked: Asked) -> tuple[EnvVar, ...]:
     """vLLM guesses its own address by the default route, and silently takes 0.0.0.0 when that fails."""
     ip = asked.request.node.ip
     env = [EnvVar("VLLM_HOST_IP", ip, "this pod's own address, never guessed")]
-    # As JSON, in the dotted form of a JSON flag, or inside a MultiConnector: the name is what they have in common.
-    if any("Nixl" in token for token in asked.arguments):
+    # As JSON, in the dotted form of a JSON flag, inside a MultiConnector, or as Dynamo's --connector nixl: the name is
+    # what they have in common. Dynamo guesses the address where it is not set.
+    if any("nixl" in token.lower() for token in asked.arguments):
         env.append(EnvVar("VLLM_NIXL_SIDE_CHANNEL_HOST", ip, "where NIXL peers find this pod; vLLM says localhost"))
     return unless_set(asked.request, *env)
 
@@ -52,6 +53,7 @@ def notes(asked: Asked, *, drains_itself: bool) -> tuple[str, ...]:
         )
         if drains_itself and not argv.find(arguments, SHUTDOWN):
             lines.append(f"{SHUTDOWN.name} is left to --config FILE: without it a SIGTERM aborts every request")
+    lines.extend(_another_address(asked.request))
     drain, left = argv.whole_number(arguments, SHUTDOWN, 0, lowest=0), asked.request.options.answering
     if drains_itself and drain > left:
         lines.append(
@@ -59,6 +61,17 @@ def notes(asked: Asked, *, drains_itself: bool) -> tuple[str, ...]:
             " --drain-timeout, and terminationGracePeriodSeconds above that"
         )
     return tuple(lines)
+
+
+def _another_address(request: Request) -> tuple[str, ...]:
+    """A template sets the same value in all pods, where each needs its own."""
+    host, node = request.environ.get("VLLM_HOST_IP", ""), request.node
+    if not host or not node.addresses or host in (node.ip, *node.addresses):
+        return ()
+    return (
+        f"VLLM_HOST_IP is {host}, which this pod has not got: {', '.join(node.addresses)}; vLLM takes it for its own,"
+        " so leave it out, or set it from the field status.podIP",
+    )
 
 
 def serves(edit: Edit, main: Main) -> None:

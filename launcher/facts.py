@@ -50,6 +50,7 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
         gpus_from=gpus.source,
         interface=interface_of(ip, wired),
         interfaces=tuple(wired),
+        addresses=tuple(sorted(own)),
         rdma=await asyncio.to_thread(rdma_ports, own),
         shm_bytes=shm_bytes(),
         python=python,

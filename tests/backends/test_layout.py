@@ -136,6 +136,12 @@ def test_a_group_without_gpus_is_told_to_ask_for_them() -> None:
     ]
 
 
+def test_nodes_that_differ_hold_whole_replicas_or_one_without_stages() -> None:
+    assert fitting(nodes(8, 4), [("TP", 4), ("PP", 1), ("DP", 4)])[0] == "TP 4 × PP 1 × DP 3"
+    assert all("DP 1" not in text.split(" × ") for text in fitting(nodes(8, 4), [("TP", 8), ("PP", 1), ("DP", 2)]))
+    assert fitting(nodes(8, 4)) == ["TP 12 × PP 1"]
+
+
 def test_nodes_that_differ_are_listed_one_by_one() -> None:
     assert "the group has 2 nodes with 4 + 8 = 12" in refusal([("TP", 16)], 4, 8)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from vllm_requests import made, plans, refusal
 
@@ -138,6 +140,7 @@ def test_every_pod_has_its_own_numeric_address(flags: str) -> None:
     [
         '--kv-transfer-config {"kv_connector":"NixlConnector","kv_role":"kv_both"}',
         "--kv-transfer-config.kv_connector NixlConnector",
+        "--connector nixl",  # Dynamo's
         '--kv-t={"kv_connector":"MultiConnector","kv_connector_extra_config":{"connectors":[{"kv_connector":"NixlConnector"}]}}',
     ],
 )
@@ -148,6 +151,21 @@ def test_nixl_peers_find_every_pod_at_its_own_address(flags: str, config: str) -
     assert [[v.value for v in plan.env if v.name == name] for plan in made_plans] == [["10.0.0.10"], ["10.0.0.11"]]
     theirs = plan_vllm(made(f"vllm serve m {flags} {config}", ray="2.60.0", environ={name: "h"}))
     assert name not in [v.name for v in theirs.env]
+
+
+@pytest.mark.parametrize("flags", ALL)
+@pytest.mark.parametrize(("host", "noted"), [("192.168.0.9", True), ("10.0.0.10", False), ("172.16.0.1", False)])
+def test_an_address_of_another_pod_in_vllm_host_ip_is_noted(flags: str, host: str, noted: bool) -> None:
+    request = made(f"vllm serve m {flags}", ray="2.60.0", environ={"VLLM_HOST_IP": host})
+    here = replace(request.node, addresses=("10.0.0.10", "127.0.0.1", "172.16.0.1"))
+    plan = plan_vllm(replace(request, nodes=(here, *request.nodes[1:])))
+    note = (
+        f"VLLM_HOST_IP is {host}, which this pod has not got: 10.0.0.10, 127.0.0.1, 172.16.0.1; vLLM takes it for its"
+        " own, so leave it out, or set it from the field status.podIP"
+    )
+    assert (note in plan.notes) is noted
+    assert "VLLM_HOST_IP" not in [variable.name for variable in plan.env]
+    assert not any("VLLM_HOST_IP" in line for line in plan_vllm(request).notes)  # a plan for pods that are not there
 
 
 def test_another_connector_needs_no_such_address() -> None:
