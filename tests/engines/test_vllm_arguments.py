@@ -13,6 +13,8 @@ from typing import Any
 import pytest
 from test_real_vllm import ON_CPU, vllm
 
+from backends import argv, vllm_flags
+from backends.argv import Flag
 from backends.plan import Options
 from launcher.preview import preview
 
@@ -60,6 +62,9 @@ def native() -> list[Case]:
         Case("native", "dense", f"-tp {tp} -pp {pp} {more}", tp * pp, 1, size, gpus)
         for tp, pp, size, gpus in shapes
         for more in ("", "--distributed-executor-backend mp --master-port 12345")
+    ] + [
+        Case("native", "dense", flags, 16, 1, 2, 8)
+        for flags in ("-t 16", "-t 8 -pp 2 -dpa 10.9.9.9 -dpp 5", "-tp 16 -as 1 --por 9000 --master-addr my-lws-0")
     ]
 
 
@@ -80,6 +85,7 @@ CASES = [
     ),
     *replicas("internal", "--nnodes {size} --node-rank {index}", ("dense",), (4, 4, 2, 8), (8, 4, 4, 8)),
     *replicas("internal", "", ("moe",), (16, 2, 4, 8), (16, 4, 8, 8), (4, 2, 8, 1), (2, 2, 4, 1)),
+    *replicas("internal", "-dph --no-data-parallel-h -dpa my-lws-0", ("dense",), (4, 4, 2, 8)),
     *replicas(
         "hybrid", "--data-parallel-hybrid-lb", ("dense", "moe"),
         (1, 16, 2, 8), (4, 4, 2, 8), (2, 16, 4, 8), (2, 12, 3, 8),
@@ -118,7 +124,7 @@ def meant(case: Case, index: int) -> list[dict[str, Any]]:
         wanted |= {"data_parallel_backend": "ray" if case.mode == "ray" else "mp"}
     if case.mode not in ("native", "ray"):
         wanted["data_parallel_rpc_port"] = 29550
-    itself = (case.mode == "native" and index == 0) or case.mode in ("external", "multi-port")
+    itself = (case.mode == "native" and index == 0) or case.mode == "multi-port"
     wanted["shutdown_timeout"] = 15 if itself and serves else 0
     if case.mode != "multi-port":
         return [wanted]
@@ -162,3 +168,54 @@ def test_what_every_pod_runs_is_accepted_by_vllm_and_means_what_was_meant(vllm: 
             differ = [{k: (w[k], s[k]) for k in w if w[k] != s[k]} for w, s in zip(fields, seen, strict=True)]
             wrong.append(f"{case} pod {index}: meant and understood: {differ}")
     assert not wrong, f"{len(wrong)} of {len(got)}:\n" + "\n".join(wrong[:40])
+
+
+# What a flag takes that takes no number.
+VALUES = {
+    vllm_flags.EXECUTOR: "mp",
+    vllm_flags.DP_BACKEND: "ray",
+    vllm_flags.ALL2ALL: "deepep_low_latency",
+    vllm_flags.KV_TRANSFER: '{"kv_connector": "NixlConnector", "kv_role": "kv_both"}',
+}
+# Handled before the parser's own reading, and without prefixes here.
+FLAGS = [
+    flag
+    for flag in vars(vllm_flags).values()
+    if isinstance(flag, Flag) and flag not in (vllm_flags.MODEL, vllm_flags.CONFIG)
+]
+
+
+def spelled(flag: Flag, name: str) -> list[str]:
+    return ["m", name, VALUES.get(flag, "3")] if flag.takes_value else ["m", name]
+
+
+def test_every_spelling_of_a_flag_counts_here_as_in_vllms_own_parser(vllm: Path) -> None:
+    asked: list[tuple[Flag, list[str]]] = [(flag, ["m"]) for flag in FLAGS]
+    for flag in FLAGS:
+        names = {flag.name, *flag.aliases, flag.shortest or flag.name}
+        asked += [(flag, spelled(flag, name)) for name in sorted(names)]
+        if flag.shortest:
+            asked.append((flag, spelled(flag, flag.shortest[:-1])))  # too short
+        if not flag.takes_value:
+            off = flag.negation.shortest or flag.negation.name
+            asked += [(flag, ["m", flag.name, off]), (flag, ["m", off, flag.name])]
+    fields = [flag.name.removeprefix("--").replace("-", "_") for flag in FLAGS]
+    parse = subprocess.run(
+        [vllm / "bin" / "python", HERE / "vllm_parse.py", *fields], input=json.dumps([line for _, line in asked]),
+        capture_output=True, text=True, timeout=300, env={**os.environ, **ON_CPU},
+    )  # fmt: skip
+    assert parse.returncode == 0, parse.stderr[-2000:]
+    answers = json.loads(parse.stdout.splitlines()[-1])
+    default = answers[0]
+    read = 0
+    for (flag, line), answer in zip(asked, answers, strict=True):
+        if answer is None:
+            continue  # what vLLM refuses may mean anything here
+        field = fields[FLAGS.index(flag)]
+        assert argv.given(line[1:], flag) is (answer[field] != default[field]), line
+        read += 1
+    assert read > 2 * len(FLAGS)
+    taken = [line for (_, line), answer in zip(asked, answers, strict=True) if answer is not None]
+    for flag in FLAGS:
+        for name in (flag.name, *flag.aliases, flag.shortest or flag.name):
+            assert spelled(flag, name) in taken, name
