@@ -123,6 +123,16 @@ def test_a_killed_rank_of_a_worker_is_the_first_cause_in_both_pods(vllm: Path, s
     rank_killed(vllm, simulate)
 
 
+def test_an_engine_that_fails_by_itself_is_told_by_its_own_code_and_words(vllm: Path, simulate: Simulate) -> None:
+    # It ends its ranks, on the worker too, before its process ends.
+    command = [*serve(vllm), "--num-gpu-blocks-override", "1"]
+    done = simulate("--size=2", "--gpus-per-node=1", command=command, limit=300, **ON_CPU)
+    assert done.codes() == [1, 75], done.output[-3000:]
+    for pod in done.pods():
+        assert pod["termination_message"].startswith("stopped because the leader: the engine exited 1")
+        assert "Traceback" in pod["termination_message"]
+
+
 # By size: what the leader says of the request in flight, and how many tokens it asks for. On 2 cores TP 2 makes some 10
 # tokens a second on one node.
 IN_FLIGHT = {1: ("draining in-flight requests count=1", 50), 2: ("1 requests in flight", 200)}

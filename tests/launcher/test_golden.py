@@ -46,6 +46,8 @@ def commands(code: str) -> Iterator[list[str]]:
         args, _ = json.JSONDecoder().raw_decode(rest[rest.index("args: [", end) + len("args: ") :])
         yield [*command, *args][2:]
         return
+    if "lwsrun start" not in code:
+        return  # what a program says, perhaps
     lexer = shlex.shlex(code.replace("\\\n", " "), posix=True, punctuation_chars="\n")
     lexer.whitespace, lexer.whitespace_split = " \t", True
     words: list[str] = []
