@@ -241,11 +241,15 @@ def test_when_a_process_of_sglang_dies_every_pod_ends_and_none_with_zero(
     index: int, victim: str, sglang: Path, simulate: Simulate
 ) -> None:
     done = broken(sglang, simulate, index, victim)
-    code, process = (137, "the engine exited 137") if victim == "main" else (70, "the engine's sglang::scheduler_TP")
-    assert done.codes() == ([code, 75] if index == 0 else [75, code]), done.output[-3000:]
+    codes, process = ({137}, "the engine exited 137") if victim == "main" else ({70, 137}, "sglang::schedul")
+    assert done.codes()[1 - index] == 75, done.output[-3000:]
+    assert done.codes()[index] in codes
     who = "the leader" if index == 0 else "worker 1"
     assert max(pod["ended"] for pod in done.pods()) - min(pod["noticed"] for pod in done.pods()) < 15
-    assert all(pod["termination_message"].startswith(f"stopped because {who}: {process}") for pod in done.pods())
+    for pod in done.pods():
+        said = pod["termination_message"].splitlines()[0]
+        assert said.startswith(f"stopped because {who}: ")
+        assert process in said
 
 
 def test_a_frozen_worker_of_an_idle_group_is_noticed_though_no_time_out_of_sglang_is(
