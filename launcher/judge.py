@@ -49,6 +49,8 @@ def judge(pod: Pod, event: Event) -> Ending | None:
     if ending is None or ending.cause is None or isinstance(event, LeaderSaid):
         return ending
     cause = suspicion.first(pod, ending.cause)
+    if cause is ending.cause:
+        return ending
     code = ending.exit_code if cause.index == ending.cause.index else exits.PEER_FAILED
     return replace(ending, reason=cause.what, exit_code=code, cause=cause)
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -96,5 +96,5 @@ def first(pod: Pod, cause: Cause) -> Cause:
         return cause
     if suspect.index == cause.index:
         what = f"{cause.what}, after {suspect.what}"
-        return Cause(cause.index, what, cause.exit_code, cause.head)
+        return replace(cause, what=what)
     return Cause(suspect.index, suspect.what, None, suspect.words)
