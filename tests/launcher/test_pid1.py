@@ -214,6 +214,7 @@ def test_in_a_shell_ctrl_z_suspends_it_fg_resumes_it_and_ctrl_c_drains_it() -> N
         expect(b"\nup and running")
         type_in("\x1a")
         expect(b"Stopped")
+        expect(b"$ ")  # what is typed before may be lost
         type_in("fg\n")
         expect(b"start --size=1")
         type_in("hello\n")

@@ -21,6 +21,8 @@ import pytest
 from conftest import free_port, wait_until
 from loopback import LEADER, TAP, Pod, pod, tap
 
+from launcher.channel.messages import VERSION
+
 TOKEN = "9f3c0e5d7b1a48269f3c0e5d7b1a4826"
 HELD = list[socket.socket]
 Attack = Callable[[int], HELD]
@@ -64,7 +66,7 @@ def frame(payload: bytes, opcode: int = 1) -> bytes:
 
 def join(**fields: Any) -> bytes:
     node = {"ip": "127.0.0.2", "hostname": "evil", "gpus": 0}
-    whole = {"version": 1, "group": "g", "index": 1, "size": 2, "incarnation": "i", "digest": None, "node": node}
+    whole = {"version": VERSION, "group": "g", "index": 1, "size": 2, "incarnation": "i", "digest": None, "node": node}
     return json.dumps({"type": "join", **whole, **fields}).encode()
 
 
