@@ -51,7 +51,9 @@ def judge(pod: Pod, event: Event) -> Ending | None:
     cause = suspicion.first(pod, ending.cause)
     if cause is ending.cause:
         return ending
-    code = ending.exit_code if cause.index == ending.cause.index else exits.PEER_FAILED
+    code = ending.exit_code
+    if cause.index != ending.cause.index:
+        code = exits.ENDED_UNASKED if pod.group and cause.index == pod.group.index else exits.PEER_FAILED
     return replace(ending, reason=cause.what, exit_code=code, cause=cause)
 
 

@@ -265,6 +265,8 @@ class Pod:
         while main.serves is not None and await refuses(main.serves) is not None:
             await asyncio.sleep(LOOK_EVERY)
         self.served_since = time.monotonic()
+        if main.serves is not None:
+            self.children[MAIN].keepsake.forget()  # it serves in spite of it: SGLang logs each early look at itself
 
     @property
     def the_plan(self) -> Plan:

@@ -105,6 +105,11 @@ class Keepsake:
                 self._head += chunk[: self._limit - len(self._head)]
             self._tails[stream] = seen[-TAIL:]
 
+    def forget(self) -> None:
+        """What was said so far was of no consequence."""
+        with self._lock:
+            self._head, self._head_of, self._tails = b"", None, {}
+
     def head(self) -> str:
         """Of its first traceback or fatal line; empty where there was none."""
         with self._lock:

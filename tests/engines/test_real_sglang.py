@@ -242,8 +242,8 @@ def test_when_a_process_of_sglang_dies_every_pod_ends_and_none_with_zero(
 ) -> None:
     done = broken(sglang, simulate, index, victim)
     codes, process = ({137}, "the engine exited 137") if victim == "main" else ({70, 137}, "sglang::schedul")
-    assert done.codes()[1 - index] == 75, done.output[-3000:]
-    assert done.codes()[index] in codes
+    assert done.codes()[index] in codes, done.output[-3000:]
+    assert done.codes()[1 - index] in (75, 137)  # its engine may end, before it is told to, when its peer is gone
     who = "the leader" if index == 0 else "worker 1"
     assert max(pod["ended"] for pod in done.pods()) - min(pod["noticed"] for pod in done.pods()) < 15
     for pod in done.pods():

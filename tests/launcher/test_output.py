@@ -91,6 +91,15 @@ def test_the_other_streams_bytes_are_not_mixed_in(first: int, other: int) -> Non
     assert kept.text() == "Traceback (most recent call last):\nValueError: why"
 
 
+def test_what_an_engine_said_before_it_served_is_forgotten_and_a_later_failure_kept() -> None:
+    kept = Keepsake()
+    kept.feed(2, b"Traceback (most recent call last):\nConnectionRefusedError: not yet\n")
+    kept.forget()
+    assert kept.head() == ""
+    kept.feed(2, b"Traceback (most recent call last):\nRuntimeError: CUDA error\n")
+    assert kept.head() == "Traceback (most recent call last):\nRuntimeError: CUDA error"
+
+
 def test_what_is_no_text_is_kept_with_replacement_characters() -> None:
     assert keep(b"\xff Fatal Python error: \xe4\n") == "\ufffd Fatal Python error: \ufffd"
     assert keep(b"bad: \xff\n") == "bad: \ufffd"
