@@ -108,7 +108,8 @@ class Drain:
     async def on_leader(self, leader: LeaderSide, ending: Ending, served: bool) -> None:
         leader.stopping = True
         if not ending.failed:
-            await leader.tell_all(Draining(ending.reason))
+            if ending.asked:
+                await leader.tell_all(Draining(ending.reason))
             await self.drain_delay(ending, served)
             if self.all_answer:
                 await self.answer_own()
