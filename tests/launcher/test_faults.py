@@ -265,7 +265,7 @@ def test_a_pod_that_is_asked_to_stop_after_a_restart_in_place_ended_well(simulat
 def test_a_worker_lost_and_replaced_before_the_group_forms_is_not_the_failure_that_ended_it(
     simulate: Simulate,
 ) -> None:
-    faults = ("--fault=late:2@8s", "--fault=kill:1@3s", "--fault=kill-engine:2@serving+1s")
+    faults = ("--fault=late:2@12s", "--fault=kill:1@7s", "--fault=kill-engine:2@serving+1s")
     done = simulate("--size=3", SERVER, "--restart-policy=None", "--max-recreations=1", *faults, command=SERVE)
     assert "worker 1 at 10.244.0.11 lost" in done.log(0)
     leader = done.pods()[0]
