@@ -31,7 +31,7 @@ RANKS = (
 # options. torchrun's are read by torchrun_options.py, up to the script, whose own they may be too.
 PER_ROLE: dict[str, tuple[Flag, ...]] = {
     # Ports and modes of data parallelism must agree: with unlike ones the pods would wait for each other for ever.
-    "vllm": (*SERVES, *vllm_flags.PER_ROLE),
+    "vllm": vllm_flags.PER_ROLE,
     "sglang": (sglang.HOST, sglang.PORT, sglang.NNODES, sglang.NODE_RANK, sglang.DIST_INIT_ADDR),
     "tensorrt-llm": SERVES,
     "generic": RANKS,

@@ -15,12 +15,11 @@ from backends.argv import Flag
 from backends.command import Command, detect
 from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
-from backends.plan import EnvVar, Kind, Main, Plan, PortOpen, Request, join_host_port, unless_set
-from backends.serving import EVERYWHERE, PORTS, main_process
+from backends.plan import EnvVar, Kind, Main, Plan, Request, join_host_port, unless_set
+from backends.serving import PORTS, SPELLINGS, main_process
 from backends.sglang_layout import Layout, check, read
 
-HOST = Flag("--host", shortest="--ho")
-PORT = Flag("--port", shortest="--po")
+HOST, PORT = SPELLINGS["sglang"].host, SPELLINGS["sglang"].port
 NNODES = Flag("--nnodes", shortest="--nn")
 NODE_RANK = Flag("--node-rank", shortest="--nod")
 DIST_INIT_ADDR = Flag("--dist-init-addr", shortest="--dist-i", also=(Flag("--nccl-init-addr", shortest="--nccl-i"),))
@@ -247,12 +246,10 @@ def _main(command: Command, arguments: tuple[str, ...], kind: Kind) -> Main:
     other ranks ignore the SIGTERM and wait for that (srt/entrypoints/engine.py), as long as they are asked alone.
     """
     main = main_process(replace(command, argv=command.with_arguments(arguments)), kind)
-    port = argv.whole_number(arguments, PORT, PORTS["sglang"], lowest=0)
     hidden = argv.find(arguments, CONFIG) and not argv.find(arguments, PORT)
-    if command.is_dynamo or not port or hidden or any(argv.find(arguments, flag) for flag in GRPC_MODES):
+    if hidden or any(argv.find(arguments, flag) for flag in GRPC_MODES):
         return replace(main, serves=None)
-    host = argv.text(arguments, HOST)
-    return replace(main, serves=PortOpen("localhost" if host in EVERYWHERE else str(host), port, "sglang"))
+    return main
 
 
 def _notes(command: Command, arguments: tuple[str, ...], layout: Layout, request: Request) -> tuple[str, ...]:

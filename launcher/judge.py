@@ -91,7 +91,7 @@ def _judge(pod: Pod, event: Event) -> Ending | None:
         case RankMissed(what, words):
             return Ending(what, exits.ENDED_UNASKED, Cause(me, what, head=words))
         case MemberSuspected(index, what, died, words):
-            suspicion.told(pod, index, what, died, words)
+            suspicion.note(pod, index, what, died, words)
         case MemberDone():
             return pod.all_done()
         case MemberFailed(cause):

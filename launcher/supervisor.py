@@ -51,11 +51,6 @@ class Child:
         return not self.exited.done()
 
     @property
-    def code(self) -> int | None:
-        """Its exit code, once it has one."""
-        return self.exited.result() if self.exited.done() else None
-
-    @property
     def output_waits(self) -> bool:
         """Whether output of it has not been passed on yet, or more may come."""
         return any(pump.alive for pump in self.pumps)

@@ -51,17 +51,13 @@ def rank_lost(pod: Pod, event: RankLost) -> None:
     if died:
         log.warning("%s", event.what)
         pod.background(_until_missed(pod, child, event.what))
-    _note(pod, me, event.what, died, words)
+    note(pod, me, event.what, died, words)
     if pod.member is not None:
         pod.background(pod.member.tell(Suspected(event.what, died, words)))
 
 
-def told(pod: Pod, index: int, what: str, died: bool, words: str) -> None:
-    """On the leader: a member's rank has ended."""
-    _note(pod, index, what, died, words)
-
-
-def _note(pod: Pod, index: int, what: str, died: bool, words: str) -> None:
+def note(pod: Pod, index: int, what: str, died: bool, words: str) -> None:
+    """Remember that a rank has ended, on the leader one of any member; unless it tells nothing of who was first."""
     # How it ended is often not known (Ray collects its actors at once). Then it may be the consequence of another
     # engine's failure, which is told by what that one has said, and is likely while it starts.
     main = pod.children.get(MAIN)
