@@ -20,7 +20,9 @@ from launcher.supervisor import Child
 LOOK_EVERY = 0.25  # seconds
 FEWER_LOOKS = 10  # a look costs CPU: the next one comes after this fraction of the time since something was new
 SELDOM = 60.0  # seconds; a rank that an engine starts after hours of service is seen no later
-EXIT_CODE = 49  # in /proc/PID/stat, counted from the field after the name: proc_pid_stat(5)
+# In /proc/PID/stat, counted from the field after the name: proc_pid_stat(5).
+STATE, FLAGS, EXIT_CODE = 0, 6, 49
+EXITING = 0x4  # PF_EXITING among the flags: it is ending, which takes seconds with much memory
 
 
 @dataclass
@@ -111,8 +113,19 @@ def on_end(pid: int, ended: Callable[[], None]) -> None:
 
 def left_code(pid: int) -> int | None:
     """The exit code of a process that has ended; None where its parent has collected it already."""
-    with contextlib.suppress(OSError, IndexError, ValueError):
-        fields = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
-        if fields[0] == b"Z":
-            return exits.of_status(int(fields[EXIT_CODE]))
-    return None
+    fields = _stat(pid)
+    return exits.of_status(int(fields[EXIT_CODE])) if fields and fields[STATE] == b"Z" else None
+
+
+def exiting(pid: int) -> bool:
+    """Whether the process is on its way out."""
+    fields = _stat(pid)
+    return bool(fields and int(fields[FLAGS]) & EXITING)
+
+
+def _stat(pid: int) -> list[bytes]:
+    """Empty for a process that is gone."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()
+    except OSError:
+        return []

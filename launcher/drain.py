@@ -66,7 +66,7 @@ class Drain:
             await asyncio.gather(self.stop_main(), *map(self.stop_service, self.pod.children))
             survivors = await self.pod.supervisor.sweep()
             if self.pod.member is not None and self.pod.member.wire is not None and self.own(ending):
-                await self.hear_out()
+                await self.told(self.pod.told)  # its launcher may be slow, or still drain its engine
             ending = self.groups_own(ending)
             if survivors:
                 log.error("still alive after SIGKILL: %s", ", ".join(survivors))
@@ -161,10 +161,6 @@ class Drain:
         """Whether it was this pod that failed."""
         group = self.pod.group
         return ending.cause is not None and group is not None and ending.cause.index == group.index
-
-    async def hear_out(self) -> None:
-        """Wait for what the leader made of our failure: its launcher may be slow, or still drain its engine."""
-        await self.told(self.pod.told)
 
     async def told(self, word: asyncio.Future[Any]) -> None:
         """Wait for a word of the leader, for as long as its own ending can take; one more SIGTERM ends the wait."""

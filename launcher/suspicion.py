@@ -11,11 +11,11 @@ import asyncio
 import signal
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from launcher.channel.events import RankLost, RankMissed
 from launcher.channel.messages import Cause, Suspected
+from launcher.descendants import exiting
 from launcher.drain import MAIN
 from launcher.log import log
 
@@ -27,7 +27,6 @@ MEMORY = 10.0  # seconds within which an engine's end is taken for the consequen
 PATIENCE = 2.0  # seconds that an engine has to end by itself, with its own code and words
 LOADING = 10.0  # the same before it serves: nobody waits for an answer
 ORDERLY = (0, 128 + signal.SIGTERM)  # how an engine's own shutdown ends its ranks
-EXITING = 0x4  # PF_EXITING in /proc/PID/stat: it is ending, which takes seconds with much memory
 
 
 @dataclass(frozen=True)
@@ -74,14 +73,6 @@ async def _until_missed(pod: Pod, child: Child, what: str) -> None:
         await asyncio.sleep(0.1)
     if child.alive:
         pod.emit(RankMissed(what, child.keepsake.text()))
-
-
-def exiting(pid: int) -> bool:
-    """Whether the process is on its way out: proc_pid_stat(5)."""
-    try:
-        return bool(int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[6]) & EXITING)
-    except (OSError, ValueError, IndexError):
-        return False
 
 
 def first(pod: Pod, cause: Cause) -> Cause:
