@@ -303,7 +303,17 @@ ENDS = st.one_of(
 
 def zombies_of(pod: Launched) -> list[psutil.Process]:
     """Those that the launcher should have reaped; an engine may leave its own children unreaped while it lives."""
-    return [p for p in psutil.Process(pod.pid).children() if p.status() == psutil.STATUS_ZOMBIE]
+    return [process for process in psutil.Process(pod.pid).children() if is_zombie(process)]
+
+
+def is_zombie(process: psutil.Process) -> bool:
+    """One that has been reaped between our two looks is none."""
+    try:
+        return process.status() == psutil.STATUS_ZOMBIE
+    except psutil.ZombieProcess:
+        return True
+    except psutil.NoSuchProcess:
+        return False
 
 
 @everywhere
