@@ -22,7 +22,7 @@ ANSWERED = (
     """ -H 'Content-Type: application/json' -d '{"model": "tiny", "prompt": "Hello", "max_tokens": 2}'; done;"""
     " curl -sS http://$LEADER_IP:8000/metrics | grep '^vllm:generation_tokens_total'"
 )
-TOKENS = 24
+TOKENS = 120  # so many that the stream is still running when the drain first looks, on a fast machine too
 STREAM = """
 curl -sSN http://$LEADER_IP:8000/v1/completions -H 'Content-Type: application/json' > {file} -d '
   {{"model": "tiny", "prompt": "Hello", "max_tokens": {tokens}, "ignore_eos": true, "stream": true,
@@ -68,7 +68,7 @@ def test_where_every_pod_serves_a_workers_clients_get_their_answers_too(
 ) -> None:
     file, worker = tmp_path / "stream", "10.244.0.11"
     ask = ASK.replace("$LEADER_IP", worker)
-    stream = STREAM.format(file=file, tokens=5 * TOKENS).replace("$LEADER_IP", worker)
+    stream = STREAM.format(file=file, tokens=TOKENS).replace("$LEADER_IP", worker)
     done = simulate(
         "--size=2", "--gpus-per-node=2", "--drain-timeout=60s", f"--then={ASK} && {ask}\n{stream}",
         command=[*serve(vllm), "-tp", "1", "--data-parallel-size", "4", "--data-parallel-hybrid-lb"], limit=550,
