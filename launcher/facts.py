@@ -104,7 +104,10 @@ def image_python(argv: tuple[str, ...], environ: Mapping[str, str]) -> str:
     """The interpreter that the engine runs in: the one before `-m`, or that of the script's first line."""
     if not argv:
         return "python3"
-    command = detect(argv)
+    try:
+        command = detect(argv)
+    except ConfigError:  # an engine inside a shell: whether that may be, the planner tells
+        return "python3"
     for at in (*range(command.start, -1, -1), *range(command.start + 1, len(argv))):
         token: str = argv[at]
         if os.path.basename(token).startswith("python"):

@@ -67,3 +67,10 @@ def test_without_waiting_the_leader_is_too_early(simulate: Simulate) -> None:
     done = simulate("--size=3", command=[sys.executable, "-c", LATE, "{workers:5005}"])
     assert done.codes()[0] == 1
     assert "ConnectionRefusedError" in done.log(0)
+
+
+def test_an_engine_inside_a_shell_runs_where_the_user_says_that_it_is_generic(simulate: Simulate) -> None:
+    shell = ["sh", "-c", 'vllm() { echo it runs "$@"; }; vllm serve m']
+    done = simulate("--size=2", "--backend=generic", "--kind=job", command=shell)
+    assert done.codes() == [0, 0], done.output[-3000:]
+    assert [done.said(index) for index in range(2)] == [["it runs serve m"]] * 2
