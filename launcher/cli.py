@@ -95,16 +95,21 @@ def open_standard_streams() -> None:
 
 
 class Commands(click.Group):
-    """`simulate` has a module of its own, which is imported only for those who name it or list the commands."""
+    """`simulate` has a module of its own, which is imported only for those who name it or list the commands. `probe`
+    is only listed here: __main__ runs it without us."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "simulate"])
+        return sorted([*super().list_commands(ctx), "probe", "simulate"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "simulate":
             from launcher.simulate.cli import simulate
 
             return simulate
+        if cmd_name == "probe":
+            from launcher.probe import ABOUT
+
+            return click.Command("probe", help=ABOUT)
         return super().get_command(ctx, cmd_name)
 
 

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from backends.errors import ConfigError, Fault
 from backends.group import Group, parse_group
 from backends.layout import LayoutError
-from backends.plan import Main, Node, Plan, Request, Service, Stage
+from backends.plan import Node, Plan, Request, Service, Stage
 from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts
@@ -32,7 +32,8 @@ from launcher.descendants import watch_helpers, watch_ranks
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
 from launcher.formation import all_here, gather, join, open_port, take_port
-from launcher.gates import pass_gate, refuses
+from launcher.gates import pass_gate
+from launcher.health import EngineHealth, watch_engine
 from launcher.judge import judge
 from launcher.log import log
 from launcher.report import Ending, cannot_start, last_line, write_termination_message
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from launcher.channel.tls import Tls
     from launcher.watchers import Watchers
 
-LOOK_EVERY = 2.0  # seconds
 WORDS = 0.05  # seconds for the last output of a process that has ended
 
 
@@ -122,6 +122,7 @@ class Pod:
         self.asked: Ending | None = None  # the ending that the first time is
         self.kept_signals: list[int] = []  # for an engine that is not there yet
         self.served_since: float | None = None  # when the engine began to, where that can be seen
+        self.health: EngineHealth | None = None  # of an engine that has clients in this pod
         self.suspects: list[Suspect] = []  # ranks that have ended, here and on the leader those of members
         self.stop: Stop | None = None  # what the leader made of the group's first failure
         loop = asyncio.get_running_loop()
@@ -140,10 +141,14 @@ class Pod:
         if group.size == 1:
             self.plan_for(group, (self.the_node,))
             take_port(self)
-            await self.start_services(Stage.ADMITTED)
-            await self.serve()
-            # Last: the HTTP library takes longer to load than everything before.
-            await open_port(self, group)
+            if (
+                self.the_plan.services or self.the_plan.gates
+            ) and not self.settings.exec:  # probes want answers meanwhile
+                await both(self.serve(), open_port(self, group))
+            else:
+                await self.serve()
+                # Last: the HTTP library takes longer to load than everything before.
+                await open_port(self, group)
         elif group.is_leader:
             self.run = secrets.token_hex(4)
             self.secrets[TOKEN] = secrets.token_hex(32)
@@ -254,19 +259,10 @@ class Pod:
             engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
-            if self.settings.max_restarts or plan.main.ranks:
-                self.background(self.note_service(plan.main))
+            watch_engine(self, plan.main)
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
         self.enter("serving")
-
-    async def note_service(self, main: Main) -> None:
-        """Loading a model is no service yet: restarts are forgotten only after the engine has answered for a while."""
-        while main.serves is not None and await refuses(main.serves) is not None:
-            await asyncio.sleep(LOOK_EVERY)
-        self.served_since = time.monotonic()
-        if main.serves is not None:
-            self.children[MAIN].keepsake.forget()  # it serves in spite of it: SGLang logs each early look at itself
 
     @property
     def the_plan(self) -> Plan:

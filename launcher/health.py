@@ -1,0 +1,143 @@
+"""Asking an engine how it is: one request at a time, whoever else asks us, and what the last answer was."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from backends.plan import Health, Main, PortOpen
+from launcher.drain import MAIN
+from launcher.gates import refuses
+from launcher.log import log
+
+if TYPE_CHECKING:
+    import aiohttp
+
+    from launcher.lifecycle import Pod
+
+LATE = 5.0  # seconds without an answer, after which the engine counts as not ready; the request is left waiting
+LIMIT = 60.0  # seconds after which it is given up and another takes its place
+SOON = 1.0  # seconds between two requests to an engine that has not answered well
+WATCHED = 5.0  # the same to one that has, while somebody asks us
+IDLE = 30.0  # and while nobody does: each is a line in most engines' logs
+LOOK_EVERY = 2.0  # seconds between looks at the port of an engine whose health is not known
+NOT_KNOWN = (401, 403, 404, 405)
+
+
+class EngineHealth:
+    """An engine's health as it was told last. The engine has one request of ours at most, however slow it is."""
+
+    def __init__(self, at: Health, closely: bool = False) -> None:
+        """closely: ask as if somebody always asked us, and where the answer comes through all ranks."""
+        self.at = at
+        self.url = at.through if closely and at.through else at.url
+        self.first = asyncio.Event()  # it has answered well
+        self.well_at: float | None = None  # time.monotonic() of the last good answer
+        self.failure: str | None = "not asked yet"  # of the last answer
+        self._closely = closely
+        self._waiting_since: float | None = None
+        self._wanted_at = self._told_at = float("-inf")
+        self._wake = asyncio.Event()
+
+    def why_not(self) -> str | None:
+        """Why it does not serve, in one line; None when it does. Being asked makes us ask anew, once a second at most."""
+        now = time.monotonic()
+        if now - self._told_at > SOON:
+            self._wake.set()
+        self._wanted_at = now
+        waits = 0.0 if self._waiting_since is None else now - self._waiting_since
+        if waits >= LATE:
+            return f"{self.what}: no answer for {waits:.0f} s"
+        return None if self.failure is None else f"{self.what}: {self.failure}"
+
+    @property
+    def what(self) -> str:
+        return self.url if self.url.startswith("tcp:") else f"GET {self.url}"
+
+    async def watch(self) -> None:
+        """Ask for ever, and log when the answer changes from good to bad and back."""
+        session = None
+        if not self.url.startswith("tcp:"):
+            # In a thread: it takes a while, in which others want an answer from this loop.
+            aiohttp = await asyncio.to_thread(import_module, "aiohttp")
+            # A kept connection may be closed by the engine at the moment in which the next request goes out.
+            connector = aiohttp.TCPConnector(force_close=True, limit=1, ssl=False)  # we ask over loopback
+            session = aiohttp.ClientSession(connector=connector, timeout=aiohttp.ClientTimeout(total=None))
+        try:
+            while True:
+                self._waiting_since = time.monotonic()
+                failure = await self._ask(session)
+                self._waiting_since = None
+                self._note(failure)
+                self._wake.clear()
+                try:
+                    async with asyncio.timeout(self._pause()):
+                        await self._wake.wait()
+                except TimeoutError:
+                    pass
+        finally:
+            if session is not None:
+                await session.close()
+
+    def _pause(self) -> float:
+        if self.failure is not None:
+            return SOON
+        return WATCHED if self._closely or time.monotonic() - self._wanted_at < IDLE else IDLE
+
+    def _note(self, failure: str | None) -> None:
+        before, self.failure = self.failure, failure
+        self._told_at = time.monotonic()
+        if failure is None:
+            self.well_at = self._told_at
+            if not self.first.is_set():
+                log.info("the engine serves: %s", self.what)
+            elif before is not None:
+                log.info("the engine serves again: %s", self.what)
+            self.first.set()
+        elif self.first.is_set() and before is None:
+            log.warning("the engine does not serve: %s: %s", self.what, failure)
+
+    async def _ask(self, session: aiohttp.ClientSession | None) -> str | None:
+        if session is None:
+            parts = urlsplit(self.url)
+            return await refuses(PortOpen(parts.hostname or "", parts.port or 0, "engine"), LIMIT)
+        import aiohttp
+
+        try:
+            async with asyncio.timeout(LIMIT), session.get(self.url) as answer:
+                status = answer.status
+        except TimeoutError:
+            return f"no answer for {LIMIT:g} s"
+        except aiohttp.ClientConnectorError as error:
+            number = error.os_error.errno  # asyncio has words of its own for it
+            return os.strerror(number).lower() if number and number > 0 else str(error.os_error)
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            return str(error) or type(error).__name__
+        if status in NOT_KNOWN and self.at.otherwise and self.url != self.at.otherwise:
+            self.url = self.at.otherwise
+            return await self._ask(session)
+        return None if 200 <= status < 400 else str(status)  # as a kubelet sees it
+
+
+def watch_engine(pod: Pod, main: Main) -> None:
+    """Follow the engine's health from here on, and note when it begins to serve."""
+    if main.health is not None:
+        pod.health = EngineHealth(main.health, pod.settings.hang_timeout is not None)
+        pod.background(pod.health.watch())
+    pod.background(_note_service(pod, main))
+
+
+async def _note_service(pod: Pod, main: Main) -> None:
+    """Loading a model is no service yet: restarts are forgotten only after the engine has answered for a while."""
+    if pod.health is not None:
+        await pod.health.first.wait()
+    else:
+        while main.serves is not None and await refuses(main.serves) is not None:
+            await asyncio.sleep(LOOK_EVERY)
+    pod.served_since = time.monotonic()
+    if main.serves is not None:
+        pod.children[MAIN].keepsake.forget()  # it serves in spite of it: SGLang logs each early look at itself
