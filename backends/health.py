@@ -7,6 +7,7 @@ neither, but older versions have not got it (0.5.23: srt/entrypoints/http_server
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
 
@@ -28,11 +29,11 @@ VLLM_STEPS = ("vllm:iteration_tokens_total_count", "vllm:prompt_tokens_total", "
 def with_health(plan: Plan, request: Request) -> Plan:
     """The plan with where its main process tells its health, if this pod has clients. Raises ConfigError for a
     --health-url that is no address."""
-    given = _given(request)
-    if plan.main is None or not (request.group.is_leader or request.group.size == 1 or plan.all_answer):
+    given, main = _given(request), plan.main
+    if main is None or not (request.group.is_leader or plan.all_answer or _supervised(main.argv)):
         return plan
-    health = given or _known(plan.main, request)
-    return plan if health is None else replace(plan, main=replace(plan.main, health=health))
+    health = given or _known(main, request)
+    return plan if health is None else replace(plan, main=replace(main, health=health))
 
 
 def _given(request: Request) -> Health | None:
@@ -81,14 +82,20 @@ def _known(main: Main, request: Request) -> Health | None:
 
 def _vllm(command: Command, at: PortOpen) -> Health:
     arguments = command.arguments
-    if argv.given(arguments, vllm_flags.MULTI_PORT):  # its supervisor asks all of this pod's servers
+    supervised = _supervised(arguments)
+    if supervised:  # vLLM's supervisor asks all servers of this pod
         port = argv.whole_number(arguments, vllm_flags.SUPERVISOR_PORT, vllm_flags.DEFAULT_SUPERVISOR_PORT)
-        return Health(f"http://{join_host_port(at.host, port)}/health")
+        at = replace(at, port=port)
     if argv.given(arguments, vllm_flags.GRPC) or argv.text(arguments, CLIENT_CERTIFICATES) == "2":
         return Health(f"tcp://{join_host_port(at.host, at.port)}")
     page = _page(command, at)
-    stats = not argv.given(arguments, vllm_flags.NO_STATS)
+    stats = not supervised and not argv.given(arguments, vllm_flags.NO_STATS)
     return Health(f"{page}/health", progress=Progress(f"{page}/metrics", VLLM_BUSY, VLLM_STEPS) if stats else None)
+
+
+def _supervised(arguments: Sequence[str]) -> bool:
+    """Whether it is a vLLM of which every pod has clients, at several ports."""
+    return argv.given(arguments, vllm_flags.MULTI_PORT)
 
 
 def _dynamo(request: Request) -> Health | None:

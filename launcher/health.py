@@ -44,7 +44,7 @@ class EngineHealth:
         self._wake = asyncio.Event()
 
     def why_not(self) -> str | None:
-        """Why it does not serve, in one line; None when it does. Being asked makes us ask anew, once a second at most."""
+        """Why it does not serve, in one line; None when it does. Being asked we ask anew, once a second at most."""
         now = time.monotonic()
         if now - self._told_at > SOON:
             self._wake.set()

@@ -123,7 +123,8 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
                      help="Serving for so long makes earlier restarts forgotten."),
         click.option("--ready-when", type=click.Choice(READY_WHEN), default="engine", show_default=True,
                      show_envvar=True, help="When /readyz and /startupz pass. launcher: as soon as lwsrun listens, as"
-                     " startupPolicy LeaderReady needs it on the leader. group: when all have joined. engine: when it serves."),
+                     " startupPolicy LeaderReady needs it on the leader. group: when all have joined. engine: when it"
+                     " serves."),
         click.option("--hang-timeout", type=AboveZero(), default=None, show_envvar=True,
                      help="End the group, with the stacks of its processes in the log, when its engine has served but"
                      " answers no health check, or gets no further with its requests, for so long. Default: never."),
