@@ -31,14 +31,15 @@ NOT_KNOWN = (401, 403, 404, 405)
 class EngineHealth:
     """An engine's health as it was told last. The engine has one request of ours at most, however slow it is."""
 
-    def __init__(self, at: Health, closely: bool = False) -> None:
-        """closely: ask as if somebody always asked us, and where the answer comes through all ranks."""
+    def __init__(self, at: Health, every: float | None = None, quiet: bool = False) -> None:
+        """every: seconds between two requests, whether somebody asks us or not. quiet: log nothing."""
         self.at = at
-        self.url = at.through if closely and at.through else at.url
+        self.url = at.url
         self.first = asyncio.Event()  # it has answered well
         self.well_at: float | None = None  # time.monotonic() of the last good answer
         self.failure: str | None = "not asked yet"  # of the last answer
-        self._closely = closely
+        self._every = every
+        self._quiet = quiet
         self._waiting_since: float | None = None
         self._wanted_at = self._told_at = float("-inf")
         self._wake = asyncio.Event()
@@ -53,6 +54,13 @@ class EngineHealth:
         if waits >= LATE:
             return f"{self.what}: no answer for {waits:.0f} s"
         return None if self.failure is None else f"{self.what}: {self.failure}"
+
+    @property
+    def fails(self) -> bool:
+        """Whether the last answer was not good, or the next does not come."""
+        return self.failure is not None or (
+            self._waiting_since is not None and time.monotonic() - self._waiting_since > SOON
+        )
 
     @property
     def what(self) -> str:
@@ -86,19 +94,19 @@ class EngineHealth:
     def _pause(self) -> float:
         if self.failure is not None:
             return SOON
-        return WATCHED if self._closely or time.monotonic() - self._wanted_at < IDLE else IDLE
+        if self._every is not None:
+            return self._every
+        return WATCHED if time.monotonic() - self._wanted_at < IDLE else IDLE
 
     def _note(self, failure: str | None) -> None:
         before, self.failure = self.failure, failure
         self._told_at = time.monotonic()
         if failure is None:
             self.well_at = self._told_at
-            if not self.first.is_set():
-                log.info("the engine serves: %s", self.what)
-            elif before is not None:
-                log.info("the engine serves again: %s", self.what)
+            if before is not None and not self._quiet:
+                log.info("the engine serves%s: %s", " again" if self.first.is_set() else "", self.what)
             self.first.set()
-        elif self.first.is_set() and before is None:
+        elif self.first.is_set() and before is None and not self._quiet:
             log.warning("the engine does not serve: %s: %s", self.what, failure)
 
     async def _ask(self, session: aiohttp.ClientSession | None) -> str | None:
@@ -126,8 +134,18 @@ class EngineHealth:
 def watch_engine(pod: Pod, main: Main) -> None:
     """Follow the engine's health from here on, and note when it begins to serve."""
     if main.health is not None:
-        pod.health = EngineHealth(main.health, pod.settings.hang_timeout is not None)
+        hang = pod.settings.hang_timeout
+        every = None if hang is None else min(WATCHED, hang / 4)
+        pod.health = EngineHealth(main.health, every)
         pod.background(pod.health.watch())
+        if hang is not None:
+            from launcher.hang import watch_for_hang
+
+            asked = pod.health
+            if main.health.through is not None:
+                asked = EngineHealth(Health(main.health.through), every, quiet=True)
+                pod.background(asked.watch())
+            pod.background(watch_for_hang(pod, asked, main.health.progress, hang))
     pod.background(_note_service(pod, main))
 
 

@@ -123,6 +123,7 @@ class Pod:
         self.kept_signals: list[int] = []  # for an engine that is not there yet
         self.served_since: float | None = None  # when the engine began to, where that can be seen
         self.health: EngineHealth | None = None  # of an engine that has clients in this pod
+        self.hang_inspected = False
         self.suspects: list[Suspect] = []  # ranks that have ended, here and on the leader those of members
         self.stop: Stop | None = None  # what the leader made of the group's first failure
         loop = asyncio.get_running_loop()
