@@ -44,12 +44,15 @@ class EngineHealth:
         self._wanted_at = self._told_at = float("-inf")
         self._wake = asyncio.Event()
 
-    def why_not(self) -> str | None:
-        """Why it does not serve, in one line; None when it does. Being asked we ask anew, once a second at most."""
-        now = time.monotonic()
-        if now - self._told_at > SOON:
+    def wanted(self) -> None:
+        """Somebody wants to know: ask anew, once a second at most."""
+        self._wanted_at = time.monotonic()
+        if self._wanted_at - self._told_at > SOON:
             self._wake.set()
-        self._wanted_at = now
+
+    def why_not(self) -> str | None:
+        """Why it does not serve, in one line; None when it does."""
+        now = time.monotonic()
         waits = 0.0 if self._waiting_since is None else now - self._waiting_since
         if waits >= LATE:
             return f"{self.what}: no answer for {waits:.0f} s"

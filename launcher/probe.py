@@ -8,9 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import socket
-from http.client import HTTPConnection, HTTPException
+import time
 
 PORT = 9470  # as in launcher/settings.py
+LARGEST = 16 * 1024  # bytes of an answer
 TIMEOUT = 5.0  # seconds; Kubernetes' own timeoutSeconds ends the probe before, where it is shorter
 PATHS = {"live": "/livez", "ready": "/readyz", "startup": "/startupz"}
 EVERYWHERE = ("", "0.0.0.0", "::")
@@ -21,7 +22,7 @@ def main(arguments: list[str]) -> int:
     """Exit code 0 when the probe passes, 1 when it does not; what was answered is printed."""
     parser = argparse.ArgumentParser("lwsrun probe", description=ABOUT)
     parser.add_argument("probe", choices=PATHS)
-    parser.add_argument("--port", type=int, default=_given_port(), help="as given to start [env: LWSRUN_PORT]")
+    parser.add_argument("--port", type=_port, default=_given_port(), help="as given to start [env: LWSRUN_PORT]")
     parser.add_argument("--listen", default=os.environ.get("LWSRUN_LISTEN", ""),
                         help="as given to start [env: LWSRUN_LISTEN]")  # fmt: skip
     parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds to wait for the answer [%(default)g]")
@@ -39,17 +40,18 @@ def ask(path: str, listen: str, port: int, timeout: float) -> tuple[bool, str]:
     hosts = ("127.0.0.1", "::1") if listen in EVERYWHERE else (listen,)
     reason = ""
     for host in hosts:
-        connection = HTTPConnection(host, port, timeout=timeout)
         try:
-            connection.request("GET", path)
-            answer = connection.getresponse()
-            return answer.status == 200, answer.read(4096).decode(errors="replace").strip() or str(answer.status)
+            head, _, body = _get(host, port, path, timeout).partition(b"\r\n\r\n")
         except TimeoutError:
             return False, f"the launcher at {host} port {port} has not answered within {timeout:g} s"
-        except (OSError, HTTPException, ValueError, OverflowError) as error:
+        except (OSError, ValueError, OverflowError) as error:
             reason = reason or _why(error)
-        finally:
-            connection.close()
+            continue
+        protocol, _, status = head.partition(b"\r\n")[0].partition(b" ")
+        if protocol.startswith(b"HTTP/"):
+            said = (body.strip() or status).decode(errors="replace").splitlines()[0]
+            return status.startswith(b"200"), said if len(said) < 1000 else f"{said[:1000]} …"
+        reason = reason or "what listens there speaks no HTTP"
     where = " and ".join(hosts)
     return False, (
         f"no launcher answers at {where} port {port}: {reason}. It listens from its first second on;"
@@ -58,10 +60,30 @@ def ask(path: str, listen: str, port: int, timeout: float) -> tuple[bool, str]:
     )
 
 
+def _get(host: str, port: int, path: str, timeout: float) -> bytes:
+    """The whole answer. By hand: http.client brings e-mail and TLS along, which take longer than all the rest."""
+    end, answer = time.monotonic() + timeout, b""
+    with socket.create_connection((host, port), timeout) as connection:
+        connection.sendall(f"GET {path} HTTP/1.0\r\nHost: lwsrun\r\n\r\n".encode())
+        while len(answer) < LARGEST:
+            connection.settimeout(max(end - time.monotonic(), 0.001))
+            data = connection.recv(LARGEST)
+            if not data:
+                break
+            answer += data
+    return answer
+
+
 def _why(error: Exception) -> str:
     if isinstance(error, socket.gaierror):
         return "no such address"
     return (getattr(error, "strerror", None) or str(error) or type(error).__name__).lower()
+
+
+def _port(text: str) -> int:
+    if not 0 < int(text) < 65536:
+        raise ValueError
+    return int(text)
 
 
 def _given_port() -> int:

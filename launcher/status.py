@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from launcher.nodes import member_data, node_facts
@@ -11,6 +12,13 @@ if TYPE_CHECKING:
 
 
 ENDING = ("draining", "stopping", "done")  # whatever --ready-when says, nobody should be sent here any more
+
+
+def probed(pod: Pod, why_not: Callable[[Pod], str | None]) -> str | None:
+    """The answer to a probe; the engine's health, which is part of it, is asked anew for the next."""
+    if pod.health is not None:
+        pod.health.wanted()
+    return why_not(pod)
 
 
 def not_ready(pod: Pod) -> str | None:

@@ -14,8 +14,9 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 Action = Callable[[float], tuple[bool, str]]  # timeout in seconds -> passed, what was answered
 
@@ -30,6 +31,18 @@ class Probe:
     timeout: float = 1.0
     failure_threshold: int = 3
     success_threshold: int = 1
+
+
+def from_manifest(fields: Mapping[str, Any], action: Action, faster: float) -> Probe:
+    """The probe of a manifest, so many times faster; but nothing is given less than 2 s to answer."""
+    return Probe(
+        action,
+        initial_delay=fields.get("initialDelaySeconds", 0) / faster,
+        period=fields.get("periodSeconds", 10) / faster,
+        timeout=max(fields.get("timeoutSeconds", 1), 2),
+        failure_threshold=fields.get("failureThreshold", 3),
+        success_threshold=fields.get("successThreshold", 1),
+    )
 
 
 @dataclass
