@@ -142,6 +142,32 @@ class InFlight:
 
 
 @dataclass(frozen=True)
+class Progress:
+    """A Prometheus page on which an engine tells that it works (a gauge in busy above zero) and that it gets on (one of
+    the counters in steps moves), each by the label `engine` where it has several."""
+
+    metrics: str
+    busy: tuple[str, ...]
+    steps: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Health:
+    """Where an engine tells whether it serves: 200 to 399 for a GET of url, asked over loopback; with tcp://HOST:PORT,
+    that it accepts a connection.
+
+    otherwise: asked instead where the engine does not know url, or keeps it to those with a key. through: as url, but
+    answered only when the ranks of every pod have taken part; it costs them a step. progress: what tells that they do
+    while it has requests.
+    """
+
+    url: str
+    otherwise: str | None = None
+    through: str | None = None
+    progress: Progress | None = None
+
+
+@dataclass(frozen=True)
 class Service:
     """A helper process that lives as long as the engine.
 
@@ -166,6 +192,7 @@ class Main:
     in_flight: for an engine that drops its requests when it is asked to stop: it is asked once it has none.
     ranks: what the names of its own processes contain without which it cannot serve. The engine ends when one of them
     does, but on another node that may be noticed sooner.
+    health: where it tells whether it serves, if this pod has clients.
     """
 
     argv: tuple[str, ...]
@@ -174,6 +201,7 @@ class Main:
     asked_alone: bool = False
     in_flight: InFlight | None = None
     ranks: tuple[str, ...] = ()
+    health: Health | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +241,7 @@ class Options:
     the leader waits for.
     channel_port: where the launchers listen; no engine may be given it.
     vllm_mode: how vLLM spans the nodes; auto derives it from its flags.
+    health_url: where the engine tells whether it serves, when that is not known.
     """
 
     backend: str = "auto"
@@ -226,6 +255,7 @@ class Options:
     await_workers: int | None = None
     channel_port: int = 9470
     vllm_mode: str = "auto"
+    health_url: str | None = None
 
 
 @dataclass(frozen=True)

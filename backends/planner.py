@@ -9,6 +9,7 @@ from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.fabric import connected
 from backends.generic import plan_generic
+from backends.health import with_health
 from backends.placeholders import expand_all
 from backends.plan import EnvVar, Options, Plan, Request
 from backends.ray import plan_ray
@@ -83,7 +84,7 @@ def make_plan(request: Request) -> Plan:
     given = dict(zip((variable for variable, _ in request.options.env), values, strict=True))
     # Planned as if the pod had them, so that they count as set by the user wherever that is asked.
     request = replace(request, environ={**request.environ, **given})
-    plan = connected(planner(request), request)
+    plan = with_health(connected(planner(request), request), request)
     added = (EnvVar(variable, value, GIVEN) for variable, value in given.items())
     return replace(plan, env=(*(v for v in plan.env if v.name not in given), *added))
 

@@ -6,7 +6,7 @@ import shlex
 from typing import Any
 
 from backends.group import Group, member_name
-from backends.plan import EnvVar, Gate, Main, Node, Plan, RayNodes, Stage
+from backends.plan import EnvVar, Gate, Health, Main, Node, Plan, RayNodes, Stage
 
 SECRET = "<secret, minted per run>"
 
@@ -68,6 +68,8 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
         lines.append(f"  wait    until {gate.describe()}")
     if plan.main is not None:
         lines.append(f"  run     {shlex.join(plan.main.argv)}  ({plan.main.kind.value})")
+        if plan.main.health is not None:
+            lines.append(f"  ready   when {_asked(plan.main.health)}")
     else:
         lines.append("  run     nothing more: the services above are this pod's part")
     lines.extend(f"  added   {decision}" for decision in plan.decisions)
@@ -84,7 +86,14 @@ def _main_data(main: Main) -> dict[str, Any]:
         "asked_alone": main.asked_alone,
         "in_flight": main.in_flight.metrics if main.in_flight else None,
         "ranks": list(main.ranks),
+        "health": main.health.url if main.health else None,
     }
+
+
+def _asked(health: Health) -> str:
+    if health.url.startswith("tcp:"):
+        return f"{health.url} accepts connections"
+    return f"GET {health.url} succeeds" + (f" (or {health.otherwise}, if it is not known)" if health.otherwise else "")
 
 
 def _watch(names: tuple[str, ...]) -> str:

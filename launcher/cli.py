@@ -103,17 +103,22 @@ def open_standard_streams() -> None:
 
 
 class Commands(click.Group):
-    """Some commands have a module of their own, imported only for those who name one or list them."""
+    """Some commands have a module of their own, imported only for those who name one or list them. `probe` is only
+    listed here: __main__ runs it without us."""
 
     modules = {"check": "launcher.check.cli", "simulate": "launcher.simulate.cli"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), *self.modules])
+        return sorted([*super().list_commands(ctx), "probe", *self.modules])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name in self.modules:
             command: click.Command = getattr(import_module(self.modules[cmd_name]), cmd_name)
             return command
+        if cmd_name == "probe":
+            from launcher.probe import ABOUT
+
+            return click.Command("probe", help=ABOUT)
         return super().get_command(ctx, cmd_name)
 
 

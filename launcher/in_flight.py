@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Collection
 from typing import NamedTuple
 
 import aiohttp
@@ -17,6 +18,20 @@ class Requests(NamedTuple):
 
     engine: int
     server: int | None
+
+
+async def samples(page: str, names: Collection[str]) -> list[tuple[str, str, float]] | None:
+    """Name, labels and value of these metrics on a Prometheus page; None where there is no answer in time."""
+    try:
+        async with (
+            asyncio.timeout(TIMEOUT),
+            aiohttp.ClientSession() as session,
+            session.get(page, ssl=False) as answer,
+        ):
+            lines = [line for line in (await answer.text()).splitlines() if _name(line) in names]
+        return [(_name(line), line.rpartition("}")[0], float(line.rsplit(" ", 1)[1])) for line in lines]
+    except (aiohttp.ClientError, OSError, ValueError, LookupError):
+        return None
 
 
 async def look(at: InFlight) -> Requests | None:

@@ -33,6 +33,7 @@ from launcher.detach import detach
 from launcher.drain import MAIN, Drain
 from launcher.formation import all_here, gather, join, open_port, take_port
 from launcher.gates import pass_gate
+from launcher.health import EngineHealth, watch_engine
 from launcher.judge import judge
 from launcher.log import log
 from launcher.phases import load
@@ -122,6 +123,8 @@ class Pod:
         self.asked: Ending | None = None  # the ending that the first time is
         self.kept_signals: list[int] = []  # for an engine that is not there yet
         self.served_since: float | None = None  # when the engine began to, where that can be seen
+        self.health: EngineHealth | None = None  # of an engine that has clients in this pod
+        self.hang_inspected = False
         self.suspects: list[Suspect] = []  # ranks that have ended, here and on the leader those of members
         self.stop: Stop | None = None  # what the leader made of the group's first failure
         loop = asyncio.get_running_loop()
@@ -140,10 +143,14 @@ class Pod:
         if group.size == 1:
             self.plan_for(group, (self.the_node,))
             take_port(self)
-            await self.start_services(Stage.ADMITTED)
-            await self.serve()
-            # Last: the HTTP library takes longer to load than everything before.
-            await open_port(self, group)
+            if (
+                self.the_plan.services or self.the_plan.gates
+            ) and not self.settings.exec:  # probes want answers meanwhile
+                await both(self.serve(), open_port(self, group))
+            else:
+                await self.serve()
+                # Last: the HTTP library takes longer to load than everything before.
+                await open_port(self, group)
         elif group.is_leader:
             self.run = secrets.token_hex(4)
             self.secrets[TOKEN] = secrets.token_hex(32)
@@ -254,6 +261,7 @@ class Pod:
             engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
+            watch_engine(self, plan.main)
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
             self.enter("serving" if plan.main.serves is None else "loading")

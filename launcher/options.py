@@ -14,7 +14,7 @@ from backends.plan import Kind, Options
 from backends.planner import NAMES
 from backends.presets import NAMES as PRESETS
 from backends.vllm import MODES as VLLM_MODES
-from launcher.settings import PORT
+from launcher.settings import PORT, READY_WHEN
 
 # No option may follow COMMAND: what stands there belongs to it.
 PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
@@ -70,6 +70,17 @@ identity_options = options(
                  " runtime handed in."),
 )  # fmt: skip
 
+
+class AboveZero(Seconds):
+    """A duration that is one."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = super().convert(value, param, ctx)
+        if number <= 0:
+            self.fail(f"{value!r} is no duration above zero, such as 30s", param, ctx)
+        return number
+
+
 backend_options = options(
     click.option("--backend", type=click.Choice(NAMES), default="auto", show_default=True, show_envvar=True,
                  help="How the group is formed for the command; auto finds the engine in it."),
@@ -93,6 +104,9 @@ backend_options = options(
     click.option("--await-workers", type=click.IntRange(1, 65535), metavar="PORT", default=None, show_envvar=True,
                  help="For a command that runs as it is: the leader's starts when every worker accepts connections"
                  " on this port."),
+    click.option("--health-url", metavar="URL", default=None, show_envvar=True,
+                 help="Where the leader's engine tells that it serves, as seen in its pod; tcp://HOST:PORT: by"
+                 " accepting a connection. Placeholders are filled in. Default: found in the engine's flags."),
 )  # fmt: skip
 OF_BACKENDS = (
     "backend",
@@ -104,6 +118,7 @@ OF_BACKENDS = (
     "vllm_mode",
     "preset",
     "await_workers",
+    "health_url",
 )
 
 
@@ -127,6 +142,13 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
                      " the leader's value counts."),
         click.option("--restart-reset", type=SECONDS, default="10m", show_default=True, show_envvar=True,
                      help="Serving for so long makes earlier restarts forgotten."),
+        click.option("--ready-when", type=click.Choice(READY_WHEN), default="engine", show_default=True,
+                     show_envvar=True, help="When /readyz and /startupz pass. launcher: as soon as lwsrun listens, as"
+                     " startupPolicy LeaderReady needs it on the leader. group: when all have joined. engine: when it"
+                     " serves."),
+        click.option("--hang-timeout", type=AboveZero(), default=None, show_envvar=True,
+                     help="End the group, with the stacks of its processes in the log, when its engine has served but"
+                     " answers no health check, or gets no further with its requests, for so long. Default: never."),
         click.option("--report-every", type=SECONDS, default="15s", show_default=True, show_envvar=True,
                      help="How often a waiting pod says whom it waits for."),
     )  # fmt: skip

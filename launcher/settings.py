@@ -10,6 +10,7 @@ from launcher.budget import Budget
 from launcher.output import HEAD
 
 PORT = 9470
+READY_WHEN = ("launcher", "group", "engine")
 TERMINATION_LOG = "/dev/termination-log"  # Kubernetes' default terminationMessagePath; the kubelet makes the file
 
 
@@ -41,4 +42,6 @@ class Settings:
     log_format: str = "text"
     max_restarts: int = 0
     restart_reset: float = 600.0
+    ready_when: str = "engine"  # one of READY_WHEN
+    hang_timeout: float | None = None
     exec: bool = False  # become the engine once the group has formed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from launcher.nodes import member_data, node_facts
@@ -11,12 +12,38 @@ if TYPE_CHECKING:
     from launcher.lifecycle import Pod
 
 
+ENDING = ("draining", "stopping", "done")  # whatever --ready-when says, nobody should be sent here any more
+
+
+def probed(pod: Pod, why_not: Callable[[Pod], str | None]) -> str | None:
+    """The answer to a probe; the engine's health, which is part of it, is asked anew for the next."""
+    if pod.health is not None:
+        pod.health.wanted()
+    return why_not(pod)
+
+
 def not_ready(pod: Pod) -> str | None:
-    return None if pod.phase == "serving" else f"{pod.phase}{whom(pod)}"
+    """Why this pod is not ready by --ready-when, in one line; None when it is."""
+    if pod.phase in ENDING:
+        return pod.phase
+    return not_there(pod, pod.health.why_not() if pod.health else None)
 
 
 def not_started(pod: Pod) -> str | None:
-    return None if "serving" in pod.phases else f"{pod.phase}{whom(pod)}"
+    """As not_ready, until the pod has been ready once in this epoch; from then on None."""
+    engine = pod.health.why_not() if pod.health and not pod.health.first.is_set() else None
+    return not_there(pod, engine)
+
+
+def not_there(pod: Pod, engine: str | None) -> str | None:
+    """How far --ready-when wants the pod to have come, and it has not. engine: why its engine does not serve."""
+    ready_when = pod.settings.ready_when
+    complete = "formed" in pod.phases or (pod.group is not None and pod.group.size == 1)
+    if ready_when == "launcher" or (ready_when == "group" and complete):
+        return None
+    if "serving" not in pod.phases:
+        return f"{pod.phase}{whom(pod)}"
+    return None if engine is None else f"engine: {engine}"
 
 
 def whom(pod: Pod) -> str:

@@ -26,8 +26,8 @@ class Watchers:
         self.pod = pod
         self.app = web.Application(client_max_size=1024)
         self.app.router.add_get("/livez", lambda _: _answer(None))
-        self.app.router.add_get("/readyz", lambda _: _answer(status.not_ready(self.pod)))
-        self.app.router.add_get("/startupz", lambda _: _answer(status.not_started(self.pod)))
+        self.app.router.add_get("/readyz", lambda _: _answer(status.probed(self.pod, status.not_ready)))
+        self.app.router.add_get("/startupz", lambda _: _answer(status.probed(self.pod, status.not_started)))
         self.app.router.add_get("/group", self._show_group)
         self.app.router.add_get("/join", self._join)
         self.app.on_response_prepare.append(_one_request_each)

@@ -83,6 +83,33 @@ class MemberLeaving:
 
 
 @dataclass(frozen=True)
+class EngineHung:
+    """This pod's engine has served, lives, and does nothing any more."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class MemberHung:
+    """On the leader: the same with a member that has clients of its own."""
+
+    index: int
+    what: str
+
+
+@dataclass(frozen=True)
+class LeaderInspects:
+    """An engine of the group hangs: this pod is to look at its processes."""
+
+
+@dataclass(frozen=True)
+class HangJudged:
+    """On the leader: every pod has looked; this is what the group stops for."""
+
+    cause: Cause
+
+
+@dataclass(frozen=True)
 class MemberDone:
     index: int
 
@@ -124,6 +151,10 @@ Event = (
     | MemberFailed
     | MemberLost
     | MemberLeaving
+    | EngineHung
+    | MemberHung
+    | LeaderInspects
+    | HangJudged
     | MemberDone
     | LeaderDrains
     | LeaderSaid

@@ -15,7 +15,15 @@ from launcher.channel import agreement
 from launcher.channel import messages as m
 from launcher.channel.absences import Absences
 from launcher.channel.complaints import Complaints
-from launcher.channel.events import Event, MemberDone, MemberFailed, MemberLeaving, MemberLost, MemberSuspected
+from launcher.channel.events import (
+    Event,
+    MemberDone,
+    MemberFailed,
+    MemberHung,
+    MemberLeaving,
+    MemberLost,
+    MemberSuspected,
+)
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
@@ -37,6 +45,8 @@ class Seat:
     detached: bool = False
     drained: bool = False
     cleared: bool = False
+    inspected: bool = False
+    stopped: str = ""  # of its processes, in words
 
 
 class LeaderSide:
@@ -274,6 +284,10 @@ class LeaderSide:
                     self._emit(MemberFailed(honest))
                 case m.Suspected(what, died, head):
                     self._emit(MemberSuspected(seat.index, what[:1000], died, head[:4096]))
+                case m.Hung(what):
+                    self._emit(MemberHung(seat.index, what[:1000]))
+                case m.Inspected(stopped):
+                    seat.inspected, seat.stopped = True, stopped[:1000]
                 case m.Leaving(reason):
                     seat.phase = "leaving"
                     self._emit(MemberLeaving(seat.index, reason))

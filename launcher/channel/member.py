@@ -18,7 +18,15 @@ from backends.group import Group
 from backends.plan import join_host_port
 from launcher import resolver
 from launcher.channel import messages as m
-from launcher.channel.events import Event, LeaderDrains, LeaderLost, LeaderRestarts, LeaderSaid, Mismatched
+from launcher.channel.events import (
+    Event,
+    LeaderDrains,
+    LeaderInspects,
+    LeaderLost,
+    LeaderRestarts,
+    LeaderSaid,
+    Mismatched,
+)
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
@@ -243,6 +251,8 @@ class MemberSide:
                     self.may_become.set()
                 case m.Draining(reason):
                     self._emit(LeaderDrains(reason))
+                case m.Inspect():
+                    self._emit(LeaderInspects())
                 case m.Stop():
                     self._emit(LeaderSaid(message))
                 case m.Restart():

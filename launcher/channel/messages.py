@@ -163,6 +163,25 @@ class Suspected:
 
 
 @dataclass(frozen=True)
+class Hung:
+    """member -> leader: its engine has served, lives, and does nothing any more (--hang-timeout)."""
+
+    what: str
+
+
+@dataclass(frozen=True)
+class Inspect:
+    """leader -> members: an engine of the group hangs; look at your processes."""
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """member -> leader: the stacks of its processes are in its log; those that are stopped, in words, or none."""
+
+    stopped: str
+
+
+@dataclass(frozen=True)
 class Leaving:
     """member -> leader: it was asked to stop (SIGTERM) and serves on until the leader has drained."""
 
@@ -234,6 +253,9 @@ Message = (
     | Done
     | Failed
     | Suspected
+    | Hung
+    | Inspect
+    | Inspected
     | Leaving
     | Prepared
     | Detach

@@ -27,7 +27,7 @@ NEEDED = ("pyroute2", "rich")  # the extra `simulate` of our package
 # Options of `start` that a simulation hands on, by parameter name.
 HANDED_ON = (
     *OF_BACKENDS, "gather_timeout", "drain_timeout", "drain_delay", "termination_grace_period", "failure_hold",
-    "report_every", "exec", "max_restarts", "restart_reset",
+    "report_every", "exec", "max_restarts", "restart_reset", "ready_when", "hang_timeout",
 )  # fmt: skip
 
 

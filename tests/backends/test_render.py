@@ -48,12 +48,13 @@ def test_the_leaders_plan_reads_from_mode_to_run() -> None:
     assert lines[1] == "  mode    vllm, Ray: the image has Ray 2.60.0 and the model spans 2 nodes"
     assert lines[2] == "  set     VLLM_HOST_IP=10.0.0.10  # this pod's own address, never guessed"
     assert "  set     GREETING=hello world  # --env" in lines
-    assert lines[-5:] == [
+    assert lines[-6:] == [
         "  start   ray start --head --port=6379 --include-dashboard=false --node-ip-address=10.0.0.10 --num-gpus=8"
         " --object-store-memory=536870912 --disable-usage-stats --block",
         "            ray-head, at once; ends the pod when it, or its gcs_server or raylet, ends",
         "  wait    until Ray's GCS at 10.0.0.10:6379 shows 2 nodes alive with 16 GPUs",
         "  run     vllm serve m -tp 16 --distributed-executor-backend ray  (server)",
+        "  ready   when GET http://localhost:8000/health succeeds",
         "  added   on Ray a SIGTERM ends vLLM at once, so it is asked to stop when no request is in flight",
     ]
 
@@ -188,6 +189,7 @@ def test_the_leaders_data_holds_its_gate_and_its_main_process() -> None:
         "asked_alone": True,
         "in_flight": "http://localhost:8000/metrics",
         "ranks": ["::EngineCore", "::Worker", "::DPCoordinator", "::APIServer"],
+        "health": "http://localhost:8000/health",
     }
 
 
@@ -200,6 +202,7 @@ def test_a_main_process_that_serves_nowhere_says_so_in_the_data() -> None:
         "asked_alone": False,
         "in_flight": None,
         "ranks": [],
+        "health": None,
     }
 
 

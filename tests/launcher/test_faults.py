@@ -340,18 +340,8 @@ def test_ctrl_c_ends_a_simulation_that_would_recreate_its_group_for_ever(tmp_pat
     assert "SIGTERM to every pod\n" in output.read_text(errors="replace")
 
 
-# A leader that is ready by itself, as with a readinessProbe that asks the launcher alone.
-ALWAYS_READY = """
-import sys
-if sys.orig_argv[1:3] == ["-m", "launcher"]:
-    from launcher import status
-    status.not_ready = lambda pod: None
-"""
-
-
-def test_with_leader_ready_the_workers_are_created_when_the_leader_is_ready(simulate: Simulate, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(ALWAYS_READY)
-    done = simulate("--size=2", "--startup-policy=LeaderReady", command=["true"], PYTHONPATH=str(tmp_path))
+def test_with_leader_ready_the_workers_are_created_when_the_leader_is_ready(simulate: Simulate) -> None:
+    done = simulate("--size=2", "--startup-policy=LeaderReady", "--ready-when=launcher", command=["true"])
     assert done.codes() == [0, 0]
     assert "LeaderReady: the workers are created" in done.output
 

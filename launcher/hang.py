@@ -1,0 +1,141 @@
+"""--hang-timeout: an engine that has served, lives, and does nothing any more; who of the group is the cause.
+
+The pod that has clients notices. The leader then has every pod look at its own processes: a rank that stands still in
+one pod makes the engines of all of them wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from backends.group import member_names
+from backends.plan import Progress
+from launcher import stacks
+from launcher.channel.events import EngineHung, HangJudged
+from launcher.channel.messages import Cause, Hung, Inspect, Inspected
+from launcher.log import log
+
+if TYPE_CHECKING:
+    from launcher.health import EngineHealth
+    from launcher.lifecycle import Pod
+
+TICKS = 20  # looks within the time-out
+LONGEST_TICK = 2.0  # seconds
+LATE = 3.0  # seconds beyond stacks.LIMIT in which a member's word arrives
+
+
+async def watch_for_hang(pod: Pod, asked: EngineHealth, progress: Progress | None, timeout: float) -> None:
+    """Tell when the engine, having served, answers no health check for so many seconds, or makes no step with its
+    requests. Time in which this launcher itself did not run does not count."""
+    await asked.first.wait()
+    tick = min(timeout / TICKS, LONGEST_TICK)
+    silent, standing, before = 0.0, Standing(), time.monotonic()
+    while True:
+        await asyncio.sleep(tick)
+        now = time.monotonic()
+        passed, before = min(now - before, 2 * tick), now
+        silent = silent + passed if asked.fails else 0.0
+        if progress is not None and not asked.fails:
+            standing.take(await look(progress), passed)
+        if silent >= timeout:
+            last = asked.failure or "no answer"
+            pod.emit(EngineHung(f"the engine answers no health check for {timeout:g} s ({asked.what}: {last})"))
+            return
+        if standing.seconds >= timeout:
+            many = "a request" if standing.busy == 1 else f"{standing.busy:g} requests"
+            pod.emit(EngineHung(f"the engine gets no further with {many} for {timeout:g} s"))
+            return
+
+
+class Standing:
+    """For how long an engine has had requests and made no step, by each of its replicas."""
+
+    def __init__(self) -> None:
+        self._steps: dict[str, float] = {}
+        self._seconds: dict[str, float] = {}
+        self._busy: dict[str, float] = {}
+
+    def take(self, seen: dict[str, tuple[float, float]] | None, passed: float) -> None:
+        """seen: what each replica works on, and the sum of its counters; None where they were not to be had."""
+        for engine, (busy, steps) in (seen or {}).items():
+            stands = busy > 0 and steps == self._steps.get(engine)
+            self._seconds[engine] = self._seconds.get(engine, 0.0) + passed if stands else 0.0
+            self._steps[engine], self._busy[engine] = steps, busy
+
+    @property
+    def seconds(self) -> float:
+        return max(self._seconds.values(), default=0.0)
+
+    @property
+    def busy(self) -> float:
+        """The requests of that which has stood for longest."""
+        return self._busy[max(self._seconds, key=lambda engine: self._seconds[engine])] if self._seconds else 0.0
+
+
+async def look(at: Progress) -> dict[str, tuple[float, float]] | None:
+    """(busy, steps) by the label `engine`."""
+    from launcher.in_flight import samples
+
+    found = await samples(at.metrics, (*at.busy, *at.steps))
+    if found is None:
+        return None
+    seen: dict[str, tuple[float, float]] = {}
+    for name, labels, value in found:
+        engine = labels.partition('engine="')[2].partition('"')[0]
+        busy, steps = seen.get(engine, (0.0, 0.0))
+        seen[engine] = (busy + value, steps) if name in at.busy else (busy, steps + value)
+    return seen
+
+
+# ---------------------------------------------------------------------- what follows
+
+
+def hung(pod: Pod, index: int, what: str) -> None:
+    """An engine hangs, here or, as the leader is told, with a member: find out what every pod's processes do."""
+    if pod.hang_inspected:
+        return
+    pod.hang_inspected = True
+    log.error("%s: hung; looking at the processes of every pod", what)
+    if pod.member is not None:
+        pod.background(pod.member.tell(Hung(what)))  # the leader asks everybody, us too
+    else:
+        pod.background(_judge(pod, index, what))
+
+
+def asked(pod: Pod) -> None:
+    """A member is to look at its own processes."""
+
+    async def answer() -> None:
+        stopped = await stacks.inspect(pod.supervisor, pod.environ())
+        if pod.member is not None:
+            await pod.member.tell(Inspected(stopped))
+
+    pod.background(answer())
+
+
+def culprit(stopped: Mapping[int, str]) -> int | None:
+    """Whose processes stand still, by what each pod has said of them. One that waits in the kernel may do so because
+    of another pod's, and then there are several."""
+    odd = [index for index in sorted(stopped) if stopped[index]]
+    halted = [index for index in odd if "(state T)" in stopped[index]]
+    return halted[0] if halted else odd[0] if len(odd) == 1 else None
+
+
+async def _judge(pod: Pod, index: int, what: str) -> None:
+    leader, me, loop = pod.leader, pod.group.index if pod.group else 0, asyncio.get_running_loop()
+    if leader is not None:
+        await leader.tell_all(Inspect())
+    stopped = {me: await stacks.inspect(pod.supervisor, pod.environ())}
+    if leader is not None:
+        end = loop.time() + LATE
+        if late := await leader.wait_said("inspected", lambda: end - loop.time()):
+            log.warning("no word on its processes in time from %s", member_names(late))
+        stopped |= {seat.index: seat.stopped for seat in leader.seats.values()}
+    what = f"{what}: hung; stacks are in the log"
+    first = culprit(stopped)
+    if first is not None:
+        what, index = f"{stopped[first]}, and {what}", first
+    pod.emit(HangJudged(Cause(index, what)))
