@@ -95,16 +95,20 @@ def open_standard_streams() -> None:
 
 
 class Commands(click.Group):
-    """`simulate` has a module of its own, which is imported only for those who name it or list the commands."""
+    """Some have modules of their own, which are imported only for those who name them or list the commands."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "simulate"])
+        return sorted([*super().list_commands(ctx), "simulate", "status"])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name == "simulate":
             from launcher.simulate.cli import simulate
 
             return simulate
+        if cmd_name == "status":
+            from launcher.status_cli import status
+
+            return status
         return super().get_command(ctx, cmd_name)
 
 

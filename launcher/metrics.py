@@ -40,7 +40,8 @@ if TYPE_CHECKING:
 
 FRESH = 1.0  # seconds: to look at every process of an engine costs CPU, and whoever reaches the port may ask
 PHASES = (
-    "starting", "restarting", "gathering", "formed", "preparing", "prepared", "serving", "done", "draining", "stopping",
+    "starting", "restarting", "gathering", "formed", "preparing", "prepared", "loading", "serving",
+    "done", "draining", "stopping",
 )  # fmt: skip
 STATES = ("missing", "joined", *PHASES[2:], "leaving", "failed", "other")
 REASONS = ("protocol", "group", "draining", "run", "node", "index", "taken", "token", "flood", *sorted(MUST))
@@ -90,7 +91,7 @@ METRICS = _declare(
     Declared(
         "lwsrun_startup_seconds",
         Kind.GAUGE,
-        "From this pod's start, or that of its present epoch, until its engine was started; absent before.",
+        "From this pod's start, or that of its present epoch, until it served; absent before.",
     ),
     Declared("lwsrun_ready", Kind.GAUGE, "1 when /readyz says that this pod is ready."),
     Declared("lwsrun_epoch", Kind.GAUGE, "Runs of the engines in this pod, the present one included."),
