@@ -27,8 +27,7 @@ def render(page: Mapping[str, Any]) -> str:
 
 
 def _title(page: Mapping[str, Any]) -> str:
-    index = page["index"]
-    leads = index in (0, None)
+    here = f"{len(page['members'])} of {_text(page['size'])} pods here"
     engine = ", ".join(_text(page.get(key)) for key in ("backend", "mode") if page.get(key))
     parts = [
         f"group {_text(page['group'])}",
