@@ -33,9 +33,7 @@ def _title(page: Mapping[str, Any]) -> str:
         f"group {_text(page['group'])}",
         *([engine] if engine else []),
         f"{_text(page['phase'])} for {duration(page.get('since_seconds'))}",
-        f"{len(page['members'])} of {_text(page['size'])} pods here"
-        if leads
-        else f"seen by worker {_text(index)} only",
+        here if page["index"] in (0, None) else f"seen by worker {_text(page['index'])} alone",
         *([f"run {_text(page['run'])}"] if page.get("run") else []),
         f"epoch {_text(page.get('epoch'))}",
     ]
