@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import re
 import socket
 from dataclasses import dataclass
 from typing import Any
@@ -30,17 +31,13 @@ class Address:
 
 def parse_address(text: str, port: int) -> Address:
     """HOST, HOST:PORT, an IPv6 address, or [IPv6]:PORT; port where the text has none. Raises ValueError."""
-    host, found = text, ""
-    if text.startswith("["):
-        host, bracket, found = text[1:].partition("]")
-        if not bracket or (found and not found.startswith(":")):
-            raise ValueError(f"{text!r} is no address: write [fd00::1]:{port}")
-        found = found[1:] if found else ""
-    elif text.count(":") == 1:
-        host, _, found = text.partition(":")
-    if not host or (found and not (found.isascii() and found.isdigit() and 0 < int(found) < 65536)):
+    literal = re.fullmatch(r"\[([^\[\]]+)\](?::(\d{1,5}))?", text, re.ASCII)
+    plain = re.fullmatch(r"([^:\[\]]+)(?::(\d{1,5}))?", text, re.ASCII)
+    bare = re.fullmatch(r"([^\[\]]*:[^\[\]]*:[^\[\]]*)()", text)
+    match = literal or plain or bare
+    if match is None or not 0 < int(match[2] or port) < 65536:
         raise ValueError(f"{text!r} is no address: write HOST, HOST:PORT, or [fd00::1]:{port}")
-    return Address(host, int(found) if found else port)
+    return Address(match[1], int(match[2] or port))
 
 
 def ask(address: Address) -> dict[str, Any]:

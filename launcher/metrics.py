@@ -290,6 +290,6 @@ def _render(snapshot: Snapshot, accept: str) -> tuple[bytes, str]:
     ProcessCollector(registry=registry)  # the launcher's own, by the names that every client library gives
     try:
         encode, content_type = choose_encoder(accept)
-    except ValueError:  # a version that is none
+    except (TypeError, ValueError):  # the library compares whatever stands for a version
         encode, content_type = choose_encoder("")
     return encode(registry), content_type
