@@ -106,7 +106,11 @@ class Commands(click.Group):
     """Some commands have a module of their own, imported only for those who name one or list them. `probe` is only
     listed here: __main__ runs it without us."""
 
-    modules = {"check": "launcher.check.cli", "simulate": "launcher.simulate.cli"}
+    modules = {
+        "check": "launcher.check.cli",
+        "simulate": "launcher.simulate.cli",
+        "status": "launcher.status_cli",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), "probe", *self.modules])

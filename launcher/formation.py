@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 from backends.errors import ConfigError
 from backends.group import Group
 from backends.plan import Kind, Node
+from launcher.channel.events import GatherTimeout
 from launcher.channel.messages import NodeFacts
 from launcher.fabric import interface_of, interfaces
-from launcher.judge import GatherTimeout
 from launcher.log import log
 from launcher.nodes import as_node, digest, facts_of, node_facts, unlike
 from launcher.ports import listen
@@ -58,6 +58,7 @@ async def open_port(pod: Pod, group: Group) -> None:
             secrets=pod.secrets,
             peer_timeout=pod.settings.options.peer_timeout,
             detaches=pod.settings.exec,
+            tally=pod.tally,
             emit=pod.emit,
         )
     if pod.watchers is None:
@@ -106,6 +107,7 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
         report_every=pod.settings.report_every,
         detaches=pod.settings.exec,
         left=pod.left,
+        tally=pod.tally,
         tls=pod.tls.client if pod.tls else None,
         emit=pod.emit,
     )

@@ -14,6 +14,7 @@ from launcher import exits, hang, suspicion
 from launcher.channel.events import (
     EngineHung,
     Event,
+    GatherTimeout,
     HangJudged,
     HelperLost,
     LeaderDrains,
@@ -35,6 +36,7 @@ from launcher.channel.events import (
 )
 from launcher.channel.messages import Cause
 from launcher.drain import MAIN, STOP_SIGNALS
+from launcher.failures import cause_of
 from launcher.gates import GateFailed
 from launcher.log import log
 from launcher.report import Ending, config_ending
@@ -43,13 +45,16 @@ if TYPE_CHECKING:
     from launcher.lifecycle import Pod
 
 
-class GatherTimeout(Exception):
-    """--gather-timeout passed before all had come."""
-
-
 def judge(pod: Pod, event: Event) -> Ending | None:
-    """The Ending that an event brings, or None when life goes on."""
-    ending = _judge(pod, event)
+    """The Ending that an event brings, or None when life goes on. A failure is counted."""
+    ending = _name_first(pod, event, _judge(pod, event))
+    if ending is not None and ending.cause is not None:
+        mine = ending.cause.index == (pod.group.index if pod.group else 0)
+        pod.tally.failures[cause_of(event, mine)] += 1
+    return ending
+
+
+def _name_first(pod: Pod, event: Event, ending: Ending | None) -> Ending | None:
     if ending is None or ending.cause is None or isinstance(event, LeaderSaid):
         return ending
     cause = suspicion.first(pod, ending.cause)

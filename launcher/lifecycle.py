@@ -43,6 +43,7 @@ from launcher.settings import Settings
 from launcher.shared_memory import listing, remove_new
 from launcher.supervisor import TERMINAL_STOPS, CannotStart, Child, Supervisor, locate
 from launcher.suspicion import Suspect
+from launcher.tally import Tally
 from launcher.telling import Telling
 from launcher.waiting import both
 
@@ -95,6 +96,7 @@ class Pod:
         self.supervisor = supervisor
         self.events: asyncio.Queue[Event] = asyncio.Queue()
         self.emit: Callable[[Event], None] = self.events.put_nowait
+        self.tally = Tally()
         self.restarts = Restarts(settings.max_restarts, settings.restart_reset)  # what the leader grants
         self.epoch = 1
         self.pause = 0.0  # seconds before this epoch begins
@@ -177,8 +179,7 @@ class Pod:
         self.enter("restarting")
         with contextlib.suppress(OSError):
             os.chdir(self.supervisor.directory)
-        removed = remove_new(self.shared_memory)
-        if removed:
+        if removed := remove_new(self.shared_memory):
             log.info("removed from /dev/shm, where the engine had left them: %s", ", ".join(removed))
         await asyncio.sleep(self.pause)
         self.born = time.monotonic()
@@ -353,7 +354,7 @@ class Pod:
         """The same pod in the next epoch of its group. What still happens to the old one reaches nobody."""
         pod = Pod(self.settings, self.supervisor)
         pod.epoch, pod.pause, pod.left = self.epoch + 1, pause, self.run
-        pod.restarts, pod.shared_memory = self.restarts, self.shared_memory
+        pod.restarts, pod.shared_memory, pod.tally = self.restarts, self.shared_memory, self.tally
         pod.watchers, pod.sockets, pod.group, pod.tls = self.watchers, self.sockets, self.group, self.tls
         if pod.watchers is not None:
             pod.watchers.pod = pod

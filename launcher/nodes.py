@@ -21,7 +21,14 @@ def digest(argv: tuple[str, ...]) -> str:
 
 
 def member_data(index: int, node: NodeFacts, phase: str) -> dict[str, Any]:
-    return {"index": index, "host": node.hostname, "ip": node.ip, "phase": phase, "gpus": node.gpus}
+    return {
+        "index": index,
+        "host": node.hostname,
+        "ip": node.ip,
+        "phase": phase,
+        "gpus": node.gpus,
+        "engine_version": node.engine_version,
+    }
 
 
 def node_facts(node: Node) -> NodeFacts:

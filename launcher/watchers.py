@@ -1,11 +1,13 @@
-"""The HTTP side of the port, for probes and people: /livez /readyz /startupz /group, on every pod."""
+"""The HTTP side of the port, for probes and people: /livez /readyz /startupz /metrics /group, on every pod."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import ssl
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -16,6 +18,7 @@ from launcher.log import QUIET
 
 if TYPE_CHECKING:
     from launcher.lifecycle import Pod
+    from launcher.metrics import Exporter
 
 
 class Watchers:
@@ -29,13 +32,25 @@ class Watchers:
         self.app.router.add_get("/readyz", lambda _: _answer(status.probed(self.pod, status.not_ready)))
         self.app.router.add_get("/startupz", lambda _: _answer(status.probed(self.pod, status.not_started)))
         self.app.router.add_get("/group", self._show_group)
+        self.app.router.add_get("/metrics", self._show_metrics)
         self.app.router.add_get("/join", self._join)
         self.app.on_response_prepare.append(_one_request_each)
         self._runner: web.AppRunner | None = None
         self._port: Port | None = None
+        self._exporter: Exporter | None = None
 
     async def _show_group(self, request: web.Request) -> web.Response:
         return web.json_response(status.describe(self.pod))
+
+    async def _show_metrics(self, request: web.Request) -> web.Response:
+        if self._exporter is None:
+            # In a thread, and for those only whom somebody scrapes.
+            await asyncio.to_thread(import_module, "launcher.metrics")
+            from launcher.metrics import Exporter
+
+            self._exporter = self._exporter or Exporter()
+        body, content_type = await self._exporter.page(self.pod, ",".join(request.headers.getall("Accept", ())))
+        return web.Response(body=body, headers={"Content-Type": content_type})
 
     async def _join(self, request: web.Request) -> web.StreamResponse:
         if self.pod.leader is None:
@@ -48,7 +63,7 @@ class Watchers:
 
     def _count(self, code: str) -> None:
         if self.pod.leader is not None:
-            self.pod.leader.refused[code] = self.pod.leader.refused.get(code, 0) + 1
+            self.pod.leader.refused[code] += 1
 
     async def open(self, sockets: Sequence[socket.socket], seats: int = 0, tls: ssl.SSLContext | None = None) -> None:
         """Answer on sockets that listen already. seats: members that may come. tls: how they prove to be members."""

@@ -12,6 +12,10 @@ class Mismatched(Exception):
     """The leader has refused us for --mismatch-timeout because we are not alike; str() names both sides' values."""
 
 
+class GatherTimeout(Exception):
+    """--gather-timeout passed before all had come."""
+
+
 @dataclass(frozen=True)
 class SignalCaught:
     caught: Caught

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from aiohttp import web
 
@@ -26,6 +27,7 @@ from launcher.channel.events import (
 )
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
+from launcher.tally import Tally
 
 JOIN_TIMEOUT = 10.0  # seconds from connecting to the first frame
 
@@ -40,6 +42,7 @@ class Seat:
     wire: Wire
     join: m.Join
     phase: str = "joined"
+    since: float = field(default_factory=time.monotonic)  # when it entered the phase
     done: bool = False
     prepared: bool = False
     detached: bool = False
@@ -47,6 +50,10 @@ class Seat:
     cleared: bool = False
     inspected: bool = False
     stopped: str = ""  # of its processes, in words
+
+    def enter(self, phase: str) -> None:
+        if phase != self.phase:
+            self.phase, self.since = phase, time.monotonic()
 
 
 class LeaderSide:
@@ -69,13 +76,14 @@ class LeaderSide:
         secrets: Mapping[str, str],
         peer_timeout: float,
         detaches: bool,
+        tally: Tally,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group
         self.node = node
         self.run = run
         self.seats: dict[int, Seat] = {}
-        self.refused: dict[str, int] = {}
+        self.refused = tally.refused
         self.formed = False
         self.stopping = False
         self._complete = asyncio.Event()
@@ -94,6 +102,7 @@ class LeaderSide:
         self._excluded = leader_excluded
         self._told_mismatch = False
         self._peer_timeout = peer_timeout
+        self._tally = tally
         self._emit = emit
         self._absences = Absences()
         self._complaints = Complaints()
@@ -165,7 +174,7 @@ class LeaderSide:
         # WebSocket's own pings are no part of our protocol: unanswered and counted, they make no work.
         socket = web.WebSocketResponse(max_msg_size=m.MAX_FROM_MEMBER, compress=False, timeout=1.0, autoping=False)
         await socket.prepare(request)
-        wire = Wire(socket, self._peer_timeout)
+        wire = Wire(socket, self._peer_timeout, self._tally.round_trips)
         seat = await self._admit(wire, request.remote or "?", admitted)
         if seat is not None:
             await self._serve(seat)
@@ -185,7 +194,7 @@ class LeaderSide:
             return None
         refusal = self._refusal(join)
         if refusal is not None:
-            self.refused[refusal.code] = self.refused.get(refusal.code, 0) + 1
+            self.refused[refusal.code] += 1
             # Kept for real places only, so that a stranger cannot fill our memory with made-up ones.
             ours = 0 < join.index < self.group.size and join.group == self.group.id
             if self._absences.refused(join.index if ours else 0, refusal.reason):
@@ -202,6 +211,7 @@ class LeaderSide:
         self.seats[join.index] = seat
         admitted()
         self._absences.joined(join.index)
+        self._tally.joined[join.index] += 1
         try:
             await wire.send(self._welcome)
         except Gone:
@@ -276,11 +286,11 @@ class LeaderSide:
             message = await seat.wire.receive()
             match message:
                 case m.Phase(phase):
-                    seat.phase = phase
+                    seat.enter(phase)
                 case m.Failed(cause):
                     # The seat speaks for itself alone, whatever index the message claims.
                     honest = replace(cause, index=seat.index, what=cause.what[:1000], head=cause.head[:4096])
-                    seat.phase = "failed"
+                    seat.enter("failed")
                     self._emit(MemberFailed(honest))
                 case m.Suspected(what, died, head):
                     self._emit(MemberSuspected(seat.index, what[:1000], died, head[:4096]))
@@ -289,15 +299,15 @@ class LeaderSide:
                 case m.Inspected(stopped):
                     seat.inspected, seat.stopped = True, stopped[:1000]
                 case m.Leaving(reason):
-                    seat.phase = "leaving"
+                    seat.enter("leaving")
                     self._emit(MemberLeaving(seat.index, reason))
                 case m.Done():
                     seat.done = True
-                    seat.phase = "done"
+                    seat.enter("done")
                     self._emit(MemberDone(seat.index))
                 case m.Prepared():
                     seat.prepared = True
-                    seat.phase = "prepared"
+                    seat.enter("prepared")
                     self._said.set()
                 case m.Detached():
                     seat.detached = True

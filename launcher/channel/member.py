@@ -29,6 +29,7 @@ from launcher.channel.events import (
 )
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
+from launcher.tally import Tally
 
 CONNECT_TIMEOUT = 5.0
 HANG_UPS = 3  # in a row, before a leader is taken for one that does not speak TLS
@@ -63,6 +64,7 @@ class MemberSide:
         detaches: bool,
         left: str,
         tls: ssl.SSLContext | None,
+        tally: Tally,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group
@@ -87,6 +89,7 @@ class MemberSide:
         self._hung_up = 0
         self._left = left
         self._tls = tls
+        self._tally = tally
         self._unauthorised = False
         self._told_unauthorised = False
         self._emit = emit
@@ -181,7 +184,7 @@ class MemberSide:
             reason = None if self._tls is None else _why_no_handshake(error, self._hung_up)
             self._unauthorised = self._unauthorised or reason is not None
             raise NotAdmitted(reason or _plain(error)) from None
-        wire = Wire(socket, self.peer_timeout)
+        wire = Wire(socket, self.peer_timeout, self._tally.round_trips)
         mine = socket.get_extra_info("sockname")
         node = self._node(mine[0] if mine else "")
         group = self.group

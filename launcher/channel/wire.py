@@ -11,6 +11,7 @@ from typing import Any, Protocol
 from aiohttp import WSCloseCode, WSMsgType
 
 from launcher.channel.messages import BadMessage, Message, Ping, Pong, decode, encode
+from launcher.tally import Histogram
 
 TCP_THIN_LINEAR_TIMEOUTS = 16  # linux/tcp.h; Python has no names for these
 TCP_RTO_MAX_MS = 44  # Linux 6.15
@@ -45,7 +46,8 @@ def retry_steadily(connection: socket.socket) -> None:
 class Wire:
     """Speaks messages over a WebSocket. Both sides ping; silence for peer_timeout seconds is death."""
 
-    def __init__(self, connection: Socket, peer_timeout: float) -> None:
+    def __init__(self, connection: Socket, peer_timeout: float, round_trips: Histogram | None = None) -> None:
+        """round_trips: where each of them is counted too."""
         self.socket = connection
         self.peer_timeout = peer_timeout
         self._loop = asyncio.get_running_loop()
@@ -55,6 +57,7 @@ class Wire:
         self.silent = False  # the peer timeout has passed; else its end was told by the connection's
         self.heard = self._loop.time()
         self.round_trip: float | None = None
+        self._round_trips = round_trips
         self._pinged: tuple[int, float] = (0, 0.0)
         self._frames, self._frames_since = 0, self.heard
 
@@ -85,7 +88,7 @@ class Wire:
                     await self.try_send(Pong(message.number))  # what it said before it hung up is still to be read
                 elif isinstance(message, Pong):
                     if message.number == self._pinged[0]:
-                        self.round_trip = self.heard - self._pinged[1]
+                        self._note_round_trip(self.heard - self._pinged[1])
                 else:
                     return message
             elif frame.type in (WSMsgType.CLOSE, WSMsgType.CLOSING, WSMsgType.CLOSED):
@@ -96,6 +99,16 @@ class Wire:
                 continue  # WebSocket's own, which are no part of this protocol
             else:
                 raise BadMessage("a binary frame")
+
+    def _note_round_trip(self, seconds: float) -> None:
+        self.round_trip = seconds
+        if self._round_trips is not None:
+            self._round_trips.observe(seconds)
+
+    @property
+    def silence(self) -> float:
+        """Seconds since it was last heard."""
+        return self._loop.time() - self.heard
 
     def _count_frame(self) -> None:
         now = self._loop.time()

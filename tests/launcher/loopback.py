@@ -20,6 +20,7 @@ from conftest import LWSRUN, SABOTAGE, free_port, wait_until
 from backends.group import Group
 from launcher.channel.member import MemberSide
 from launcher.channel.messages import Facts, NodeFacts
+from launcher.tally import Tally
 
 LEADER, TAP = "127.0.0.1", "127.0.0.99"
 
@@ -152,7 +153,7 @@ def member_side(port: int, **changes: Any) -> MemberSide:
     given: dict[str, Any] = {
         "digest": None, "command": (), "facts": Facts(), "mismatch_timeout": 1.0, "incarnation": "i",
         "node": lambda _: NodeFacts("127.0.0.2", "puppet", 0), "peer_timeout": 15.0, "report_every": 15.0,
-        "detaches": False, "left": "", "tls": None, "emit": lambda _: None,
+        "detaches": False, "left": "", "tls": None, "tally": Tally(), "emit": lambda _: None,
     }  # fmt: skip
     return MemberSide(Group(LEADER, 2, 1, "g"), port=port, **given | changes)
 
