@@ -43,6 +43,10 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
     versions: dict[str, str | None] = {}
     if backend in ("vllm", "sglang", "ray") and settings.argv:
         versions = await _versions(supervisor, python, settings.environ)
+    if settings.argv and (backend == "smoke" or settings.options.smoke.first):
+        from launcher.smoke.first import require_torch
+
+        await require_torch(supervisor, python, settings.environ)
     return Node(
         ip=ip,
         hostname=socket.gethostname(),

@@ -59,6 +59,7 @@ class LeaderSide:
         secrets: Mapping[str, str],
         peer_timeout: float,
         detaches: bool,
+        smoke: bool,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group
@@ -70,7 +71,7 @@ class LeaderSide:
         self.stopping = False
         self._complete = asyncio.Event()
         self._said = asyncio.Event()
-        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout, group.size, facts.kind)
+        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout, group.size, facts.kind, smoke)
         if (takes := len(m.encode(self._welcome))) > m.MAX_COMMAND:
             raise ConfigError(
                 Fault(
