@@ -40,10 +40,11 @@ def main() -> None:
     parser.add_argument("--slow", type=float)
     parser.add_argument("--format", choices=["text", "json"], default="text")
     parser.add_argument("--rank", type=int)
+    parser.add_argument("--step", type=int, default=0)
     asked = parser.parse_args()
     world = World(tuple(map(int, asked.procs.split(","))), asked.backend == "nccl")
     if asked.rank is not None:
-        Rank(asked.rank, world, asked.backend, asked.timeout).live()
+        Rank(asked.rank, world, asked.backend, asked.timeout).live(asked.step)
     else:
         Starter(asked, world).run()
 
@@ -135,7 +136,8 @@ class Died(Exception):
 def start_rank(rank: int, local: int, locals_: int, size: int) -> subprocess.Popen[bytes]:
     """With the names that torchrun gives them; whatever it prints goes to stderr: stdout is for the result."""
     own = {"RANK": rank, "LOCAL_RANK": local, "LOCAL_WORLD_SIZE": locals_, "WORLD_SIZE": size}
-    environ = {**os.environ, **{name: str(value) for name, value in own.items()}}
+    # PyTorch's warnings hold whole stacks of C++, for what is expected here: that connections end.
+    environ = {"TORCH_CPP_LOG_LEVEL": "ERROR", **os.environ, **{name: str(value) for name, value in own.items()}}
     argv = [sys.executable, os.path.abspath(__file__), *sys.argv[1:], f"--rank={rank}"]
     return subprocess.Popen(argv, env=environ, stdin=subprocess.DEVNULL, stdout=2)
 

@@ -49,7 +49,7 @@ async def require_torch(supervisor: Supervisor, python: str, environ: Mapping[st
 async def smoke_first(pod: Pod) -> None:
     """Measure the group, and return when it is fit and nothing of that is left. Raises GateFailed."""
     assert pod.request is not None
-    pod.enter("smoke run")
+    pod.enter("smoke")
     plan = make_plan(smoke.before(pod.request, pod.the_node.python, SCRIPT))
     assert plan.main is not None
     for note in (*plan.decisions, *plan.notes):

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
+import itertools
 import json
 import os
+import re
 import signal
 import sys
 import threading
@@ -34,34 +37,44 @@ class Rank:
         self.rank, self.world, self.backend, self.timeout = rank, world, backend, timeout
         self.local = world.place(rank)[1]
         self.device = torch.device("cuda", self.local) if backend == "nccl" else torch.device("cpu")
-        self.met = 0  # groups of two that there have been: each has a name of its own in the store
+        self.step = 0
 
-    def live(self) -> NoReturn:
+    def live(self, first: int) -> NoReturn:
+        """From this step on, until the last."""
         try:
-            self.obey()
+            self.obey(first)
         except Lost:
             time.sleep(ORPHANED)
             os._exit(1)
         sys.stdout.flush()
         os._exit(0)  # without the libraries' own farewells, which may wait for a peer
 
-    def obey(self) -> None:
-        store = self.store()
+    def obey(self, first: int) -> None:
+        self.told = self.store()
         threading.Thread(target=self.beat, daemon=True).start()
-        number = 0
-        while True:
+        for self.step in itertools.count(first):
             with lost_store():
-                command = json.loads(store.get(f"go/{number}"))
-                store.set(f"at/{number}/{self.rank}", "1")
+                command = json.loads(self.told.get(f"go/{self.step}"))
+                self.told.set(f"at/{self.step}/{self.rank}", "1")
             try:
-                told = getattr(self, f"do_{command['op']}")(command)
+                result = getattr(self, f"do_{command['op']}")(command)
             except Exception as error:
-                told = {"error": first_line(error)}
-            with lost_store():
-                store.set(f"done/{number}/{self.rank}", json.dumps(told))
+                result = {"error": first_line(error)}
+            self.tell(result)
             if command["op"] == "end":
                 return
-            number += 1
+
+    def tell(self, result: dict[str, Any]) -> None:
+        with lost_store():
+            self.told.set(f"done/{self.step}/{self.rank}", json.dumps(result))
+
+    def begin_anew(self, why: str) -> None:
+        """Out of a call that never returns, or a library in a state that nobody knows, into this program's next step:
+        exec ends all threads, wherever they are."""
+        with contextlib.suppress(Lost):
+            self.tell({"error": why})
+            argv = [each for each in sys.argv if not each.startswith("--step=")]
+            os.execv(sys.executable, [sys.executable, *argv, f"--step={self.step + 1}"])
 
     def store(self) -> Any:
         from datetime import timedelta
@@ -91,13 +104,14 @@ class Rank:
             torch.set_num_threads(1)
         return {"software": software, "device": device}
 
-    def join(self, name: str, rank: int, size: int, seconds: float) -> None:
-        """A process group, the one that there is; those before it must have been left."""
+    def join(self, name: str, rank: int, size: int) -> None:
+        """A process group, the one that there is; those before it must have been left. Its own timeout is never the
+        first: with NCCL it would end the process."""
         from datetime import timedelta
 
         store = self.dist.PrefixStore(name, self.store())
         self.dist.init_process_group(
-            self.backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=seconds)
+            self.backend, store=store, rank=rank, world_size=size, timeout=timedelta(seconds=10 * self.timeout)
         )
 
     def leave(self) -> None:
@@ -106,18 +120,25 @@ class Rank:
 
     def do_pairs(self, command: dict[str, Any]) -> dict[str, Any]:
         """This rank with its partner, if it has one, in a group of their own: what others do is not in the way."""
-        self.met += 1
         pair = next((pair for pair in command["pairs"] if self.rank in pair), None)
         if pair is None:
             return {}
         me = pair.index(self.rank)
-        # NCCL cannot give up by itself without ending the process: the conductor's timeout comes first.
-        patience = command["patience"] if self.backend == "gloo" else 10 * self.timeout
+        # Neither library can be relied on to give up by itself: NCCL ends the process, Gloo's connect(2) waits on.
+        patience: float = command["patience"]
+        limit = threading.Timer(patience, self.begin_anew, [f"no answer within {patience:.0f} s"])
+        limit.daemon = True
+        limit.start()
         try:
-            self.join(f"pair/{self.met}/{pair[0]}-{pair[1]}", me, 2, patience)
-            return self.measure_pair(me, command["bytes"])
-        finally:
+            self.join(f"pair/{self.step}/{pair[0]}-{pair[1]}", me, 2)
+            measured = self.measure_pair(me, command["bytes"])
             self.leave()
+        except Exception as error:
+            limit.cancel()
+            self.begin_anew(first_line(error))
+            raise
+        limit.cancel()
+        return measured
 
     def measure_pair(self, me: int, size: int) -> dict[str, Any]:
         torch = self.torch
@@ -154,7 +175,7 @@ class Rank:
             self.torch.cuda.synchronize(self.device)
 
     def do_world(self, _: dict[str, Any]) -> dict[str, Any]:
-        self.join("world", self.rank, self.world.size, 10 * self.timeout)
+        self.join("world", self.rank, self.world.size)
         self.barrier()
         return {}
 
@@ -225,5 +246,6 @@ class lost_store:
 
 
 def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
+    """Without the place in its source that PyTorch puts before it."""
+    lines = re.sub(r"^\[[^]]*\]:? *", "", str(error).strip()).splitlines()
     return lines[0][:300] if lines else type(error).__name__
