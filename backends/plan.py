@@ -193,6 +193,7 @@ class Main:
     ranks: what the names of its own processes contain without which it cannot serve. The engine ends when one of them
     does, but on another node that may be noticed sooner.
     health: where it tells whether it serves, if this pod has clients.
+    fails_with: what the line of its output begins with that tells why it failed; empty where there is none.
     """
 
     argv: tuple[str, ...]
@@ -202,6 +203,7 @@ class Main:
     in_flight: InFlight | None = None
     ranks: tuple[str, ...] = ()
     health: Health | None = None
+    fails_with: str = ""
 
 
 @dataclass(frozen=True)
@@ -232,6 +234,23 @@ class Plan:
 
 
 @dataclass(frozen=True)
+class Smoke:
+    """How a smoke run is done. timeout: of each of its steps, in seconds.
+
+    first: one goes before the engine. procs_per_node: None for one for each GPU, without GPUs one. backend: auto, nccl
+    or gloo. slow: how many times slower than the usual a pair of nodes is bad; None for the backend's own.
+    """
+
+    first: bool = False
+    backend: str = "auto"
+    procs_per_node: int | None = None
+    timeout: float = 60.0
+    port: int = 29470
+    slow: float | None = None
+    format: str = "text"
+
+
+@dataclass(frozen=True)
 class Options:
     """What the user chose that is neither identity nor command. Times in seconds.
 
@@ -256,6 +275,7 @@ class Options:
     channel_port: int = 9470
     vllm_mode: str = "auto"
     health_url: str | None = None
+    smoke: Smoke = field(default_factory=Smoke)
 
 
 @dataclass(frozen=True)

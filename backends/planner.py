@@ -14,6 +14,8 @@ from backends.placeholders import expand_all
 from backends.plan import EnvVar, Options, Plan, Request
 from backends.ray import plan_ray
 from backends.sglang import plan_sglang
+from backends.smoke import agreed as smoke_agreed
+from backends.smoke import plan_smoke
 from backends.torchrun import plan_torchrun
 from backends.vllm import plan_vllm
 
@@ -23,8 +25,9 @@ PLANNERS: dict[str, Callable[[Request], Plan]] = {
     "torchrun": plan_torchrun,
     "ray": plan_ray,
     "generic": plan_generic,
+    "smoke": plan_smoke,
 }
-NAMES = ("auto", *PLANNERS)
+NAMES = ("auto", *(name for name in PLANNERS if name != "smoke"))  # for the last there is `lwsrun smoke`
 GIVEN = "--env"  # the reason of a variable that the user gave
 # What a user who names an engine must start: its name, and how that looks.
 STARTS = {
@@ -37,7 +40,7 @@ STARTS = {
 def backend_of(argv: tuple[str, ...], options: Options) -> str:
     """The backend's name. Raises ConfigError where the user's choice and the command contradict each other."""
     chosen = options.backend
-    if chosen == "generic":
+    if chosen in ("generic", "smoke"):
         return chosen
     found = detect(argv)
     if chosen == "auto":
@@ -86,7 +89,9 @@ def make_plan(request: Request) -> Plan:
     request = replace(request, environ={**request.environ, **given})
     plan = with_health(connected(planner(request), request), request)
     added = (EnvVar(variable, value, GIVEN) for variable, value in given.items())
-    return replace(plan, env=(*(v for v in plan.env if v.name not in given), *added))
+    first = request.options.smoke.first and name != "smoke"
+    agreed = (*plan.agreed, f"first {smoke_agreed(request.options.smoke)}") if first else plan.agreed
+    return replace(plan, env=(*(v for v in plan.env if v.name not in given), *added), agreed=agreed)
 
 
 def _refuse_generic_options(name: str, options: Options) -> None:

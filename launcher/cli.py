@@ -18,16 +18,21 @@ from backends import argv
 from backends.argv import Flag
 from backends.errors import ConfigError
 from backends.group import MAX_SIZE
+from backends.plan import Smoke
 from backends.vllm_flags import NEWEST as NEWEST_VLLM
 from launcher import exits
 from launcher.budget import share_out
 from launcher.options import (
     OF_BACKENDS,
+    OF_SMOKE,
     PASS_THROUGH,
     SECONDS,
+    SMOKE_FIRST,
     backend_options,
     identity_options,
     make_options,
+    make_smoke,
+    smoke_options,
     timing_options,
 )
 from launcher.output import HEAD
@@ -47,7 +52,7 @@ def fail(error: ConfigError, hold_seconds: float = 0) -> NoReturn:
 def leave_message(text: str) -> None:
     """What ended `lwsrun start` before it had any settings, as the pod's termination message."""
     arguments = sys.argv[1:]
-    if arguments[:1] == ["start"]:
+    if arguments[:1] in (["start"], ["smoke"]):
         from launcher.report import write_termination_message
 
         path = os.environ.get("LWSRUN_TERMINATION_LOG", TERMINATION_LOG)
@@ -109,6 +114,7 @@ class Commands(click.Group):
     modules = {
         "check": "launcher.check.cli",
         "simulate": "launcher.simulate.cli",
+        "smoke": "launcher.smoke.cli",
         "status": "launcher.status_cli",
     }
 
@@ -138,7 +144,7 @@ def lwsrun(context: click.Context) -> None:
 
     Every option has an environment twin, LWSRUN_<OPTION>.
     """
-    if context.invoked_subcommand != "start":
+    if context.invoked_subcommand not in ("start", "smoke"):
         # They were blocked for PID 1's sake; a command that is not a supervisor wants them as usual.
         signal.pthread_sigmask(signal.SIG_UNBLOCK, signal.valid_signals())
 
@@ -159,6 +165,8 @@ def lwsrun(context: click.Context) -> None:
 @click.option("--exec", is_flag=True, show_envvar=True,
               help="Once the group has formed, become COMMAND instead of watching it: no probes, failure detection or"
               " drain from then on.")  # fmt: skip
+@SMOKE_FIRST
+@smoke_options
 @click.option("--termination-log", default=TERMINATION_LOG, show_default=True, show_envvar=True,
               help="Where the reason of an unsuccessful end is written for `kubectl describe pod`.")  # fmt: skip
 @click.option("--report-bytes", type=click.IntRange(0, 4096), default=HEAD, show_default=True, show_envvar=True,
@@ -166,15 +174,7 @@ def lwsrun(context: click.Context) -> None:
 @click.option("--log-format", type=click.Choice(["text", "json"]), default="text", show_default=True,
               show_envvar=True, help="The launcher's own lines; the engine's output is never touched.")  # fmt: skip
 @click.argument("command", nargs=-1, type=click.UNPROCESSED)
-def start(
-    command: tuple[str, ...],
-    drain_timeout: float | None,
-    drain_delay: float,
-    termination_grace_period: float | None,
-    termination_log: str,
-    token_file: str | None,
-    **values: Any,
-) -> None:
+def start(command: tuple[str, ...], smoke: bool, **values: Any) -> None:
     """Gather the group, then run COMMAND as this pod's part of it. Write `--` before COMMAND.
 
     \b
@@ -188,21 +188,29 @@ def start(
       137  it had to be killed after the grace period
       else the engine's own code, 128+n for signal n
     """
+    live_as_pod(command, make_smoke(values, first=smoke), values)
+
+
+def live_as_pod(command: tuple[str, ...], smoke: Smoke, values: dict[str, Any]) -> None:
+    """The rest of this process's life, with the options of `start`."""
+    drain_timeout, drain_delay = values.pop("drain_timeout"), values.pop("drain_delay")
+    termination_grace_period = values.pop("termination_grace_period")
     try:
         budget = share_out(drain_timeout, drain_delay, termination_grace_period)
         settings = Settings(
             argv=tuple(command),
             # A variable without a name, which some shells can make, cannot be handed on: execve(2) by way of Python.
             environ={k: v for k, v in os.environ.items() if k and not k.startswith("LWSRUN_")},
-            token=read_token(os.environ.get(VARIABLE), token_file),
+            token=read_token(os.environ.get(VARIABLE), values.pop("token_file")),
             options=make_options(
                 answering=budget.answering,
                 channel_port=values["port"],
+                smoke=smoke,
                 **{name: values[name] for name in OF_BACKENDS},
             ),
             budget=budget,
-            termination_log=os.path.abspath(termination_log),
-            **{name: value for name, value in values.items() if name not in OF_BACKENDS},
+            termination_log=os.path.abspath(values.pop("termination_log")),
+            **{name: value for name, value in values.items() if name not in (*OF_BACKENDS, *OF_SMOKE)},
         )
     except ConfigError as error:
         fail(error, values["failure_hold"])

@@ -45,6 +45,10 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
     if backend in ("vllm", "sglang", "ray") and settings.argv:
         with contextlib.suppress(CannotStart, TimeoutError):
             versions = await ask_versions(supervisor, python, settings.environ, ("vllm", "sglang", "ray"))
+    if settings.argv and (backend == "smoke" or settings.options.smoke.first):
+        from launcher.smoke.first import require_torch
+
+        await require_torch(supervisor, python, settings.environ)
     return Node(
         ip=ip,
         hostname=socket.gethostname(),

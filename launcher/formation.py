@@ -59,6 +59,7 @@ async def open_port(pod: Pod, group: Group) -> None:
             peer_timeout=pod.settings.options.peer_timeout,
             detaches=pod.settings.exec,
             tally=pod.tally,
+            smoke=pod.smoke_due,
             emit=pod.emit,
         )
     if pod.watchers is None:
@@ -117,7 +118,7 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
             welcome = await member.join()
     except TimeoutError:
         raise GatherTimeout(f"no leader after {pod.age():.0f} s (--gather-timeout): {member.why_waiting}") from None
-    pod.run, pod.secrets = welcome.run, dict(welcome.secrets)
+    pod.run, pod.secrets, pod.smoke_due = welcome.run, dict(welcome.secrets), welcome.smoke
     log.info("joined the leader at %s (run %s) after %.2f s", member.leader_ip, pod.run, pod.age())
     pod.background(member.listen())
     pod.group = group = member.group

@@ -66,6 +66,12 @@ def _name_first(pod: Pod, event: Event, ending: Ending | None) -> Ending | None:
     return replace(ending, reason=cause.what, exit_code=code, cause=cause)
 
 
+def own_words(pod: Pod, name: str) -> str:
+    """Why the main process failed, where it says so in a line that the plan knows."""
+    main, child = pod.plan.main if pod.plan else None, pod.children.get(name)
+    return child.keepsake.line(main.fails_with) if name == MAIN and main and child else ""
+
+
 def _judge(pod: Pod, event: Event) -> Ending | None:
     me = pod.group.index if pod.group else 0
     match event:
@@ -91,6 +97,8 @@ def _judge(pod: Pod, event: Event) -> Ending | None:
         case ProcessEnded(name, code, words):
             program = "the engine" if name == MAIN else name
             what = f"{program} {exits.describe(code)}" + ("" if code else ", although nobody asked it to stop")
+            if why := own_words(pod, name):
+                what = why
             return Ending(what, code or exits.ENDED_UNASKED, Cause(me, what, code, words))
         case HelperLost(service, process, words):
             what = f"{process} of {service} ended"

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import ConfigError, Fault
@@ -31,6 +30,7 @@ from launcher.channel.messages import Done, Phase, Stop
 from launcher.descendants import watch_helpers, watch_ranks
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
+from launcher.files import write_files
 from launcher.formation import all_here, gather, join, open_port, take_port
 from launcher.gates import pass_gate
 from launcher.health import EngineHealth, watch_engine
@@ -110,9 +110,11 @@ class Pod:
         self.run = ""
         self.argv = settings.argv
         self.secrets: dict[str, str] = {}
+        self.request: Request | None = None  # what the plan was made from
         self.plan: Plan | None = None
         self.children: dict[str, Child] = {}
         self.telling = Telling()
+        self.smoke_due = settings.options.smoke.first  # on a worker its leader's word
         self.finished = False
         self.leader: LeaderSide | None = None
         self.member: MemberSide | None = None
@@ -216,8 +218,7 @@ class Pod:
                 locate(self.argv[0], self.settings.environ)
             except CannotStart as error:
                 raise cannot_start(error) from None
-        told = replace(self.settings, argv=self.argv)
-        self.node = await facts.look(told, self.supervisor, backend)
+        self.node = await facts.look(replace(self.settings, argv=self.argv), self.supervisor, backend)
 
     @property
     def the_node(self) -> Node:
@@ -226,8 +227,8 @@ class Pod:
 
     def plan_for(self, group: Group, nodes: tuple[Node, ...]) -> None:
         """Plan with what is known now. What has started already is the same in every plan of a run."""
-        request = Request(group, nodes, self.argv, self.settings.options, self.settings.environ, self.secrets)
-        self.plan = make_plan(request)
+        self.request = Request(group, nodes, self.argv, self.settings.options, self.settings.environ, self.secrets)
+        self.plan = make_plan(self.request)
         self.telling.choice(self.plan)
 
     def foresee(self, group: Group, nodes: tuple[Node, ...]) -> None:
@@ -240,11 +241,11 @@ class Pod:
     async def serve(self) -> None:
         """Everything after the group has formed: files, services, gates, the main process."""
         plan = self.the_plan
-        for file in plan.files:
-            path = Path(file.path)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_text(file.content)
-            path.chmod(file.mode)
+        if self.smoke_due:
+            from launcher.smoke.first import smoke_first
+
+            await smoke_first(self)
+        write_files(plan)
         await self.start_services(Stage.FORMED)
         self.telling.environment(plan)
         self.telling.decisions(plan)
@@ -355,6 +356,7 @@ class Pod:
         pod = Pod(self.settings, self.supervisor)
         pod.epoch, pod.pause, pod.left = self.epoch + 1, pause, self.run
         pod.restarts, pod.shared_memory, pod.tally = self.restarts, self.shared_memory, self.tally
+        pod.smoke_due = self.smoke_due
         pod.watchers, pod.sockets, pod.group, pod.tls = self.watchers, self.sockets, self.group, self.tls
         if pod.watchers is not None:
             pod.watchers.pod = pod

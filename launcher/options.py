@@ -10,7 +10,7 @@ import click
 
 from backends.errors import ConfigError, Fault
 from backends.orchestrator import NAMES as ORCHESTRATORS
-from backends.plan import Kind, Options
+from backends.plan import Kind, Options, Smoke
 from backends.planner import NAMES
 from backends.presets import NAMES as PRESETS
 from backends.vllm import MODES as VLLM_MODES
@@ -120,6 +120,33 @@ OF_BACKENDS = (
     "await_workers",
     "health_url",
 )
+
+
+smoke_options = options(
+    click.option("--smoke-backend", type=click.Choice(["auto", "nccl", "gloo"]), default="auto", show_default=True,
+                 show_envvar=True, help="What a smoke run measures with; auto: NCCL on GPUs, else Gloo."),
+    click.option("--procs-per-node", type=click.IntRange(1), default=None, show_envvar=True,
+                 help="Processes of a smoke run in each pod. Default: one for each GPU; without GPUs one."),
+    click.option("--smoke-timeout", type=SECONDS, default="60s", show_default=True, show_envvar=True,
+                 help="What each step of a smoke run may take: the start of its processes, one size, one round of"
+                 " pairs."),
+    click.option("--smoke-port", type=click.IntRange(1, 65535), default=29470, show_default=True, show_envvar=True,
+                 help="Where a smoke run's processes meet, on the leader."),
+    click.option("--smoke-slow", type=click.FloatRange(1, min_open=True), metavar="FACTOR", default=None,
+                 show_envvar=True, help="How many times slower than usual a pair of nodes is bad. Default: 2 with NCCL,"
+                 " 4 with Gloo."),
+)  # fmt: skip
+SMOKE_FIRST = click.option("--smoke", is_flag=True, show_envvar=True,
+                           help="A smoke run over the whole group goes before the engine; it is not started unless that"
+                           " passes. The same in all pods.")  # fmt: skip
+OF_SMOKE = ("smoke_backend", "procs_per_node", "smoke_timeout", "smoke_port", "smoke_slow")
+
+
+def make_smoke(values: dict[str, Any], **others: Any) -> Smoke:
+    """values are those of the options above. Raises ConfigError."""
+    if values["smoke_timeout"] <= 0:
+        raise ConfigError(Fault("--smoke-timeout is 0", "a duration above zero, such as 60s"))
+    return Smoke(**{name.removeprefix("smoke_"): values[name] for name in OF_SMOKE}, **others)
 
 
 def timing_options(drain_delay: str) -> Callable[[Any], Any]:

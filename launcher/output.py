@@ -110,6 +110,13 @@ class Keepsake:
         with self._lock:
             self._head, self._head_of, self._tails = b"", None, {}
 
+    def line(self, start: str) -> str:
+        """The last line that begins so, of those that are still known; else empty."""
+        with self._lock:
+            tails = list(self._tails.values())
+        lines = [line for tail in tails for line in tail.decode(errors="replace").splitlines()]
+        return next((line for line in reversed(lines) if start and line.startswith(start)), "")
+
     def head(self) -> str:
         """Of its first traceback or fatal line; empty where there was none."""
         with self._lock:

@@ -77,6 +77,7 @@ class LeaderSide:
         peer_timeout: float,
         detaches: bool,
         tally: Tally,
+        smoke: bool,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group
@@ -88,7 +89,7 @@ class LeaderSide:
         self.stopping = False
         self._complete = asyncio.Event()
         self._said = asyncio.Event()
-        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout, group.size, facts.kind)
+        self._welcome = m.Welcome(run, node, list(command), dict(secrets), peer_timeout, group.size, facts.kind, smoke)
         if (takes := len(m.encode(self._welcome))) > m.MAX_COMMAND:
             raise ConfigError(
                 Fault(

@@ -110,6 +110,7 @@ class Welcome:
     peer_timeout: float  # the leader's, which counts
     size: int = 0  # the leader's, which counts (with --mismatch warn); 0 from one that does not say
     kind: str | None = None  # the command's, for members whose template has none
+    smoke: bool = False  # a smoke run goes before the engine
 
 
 @dataclass(frozen=True)

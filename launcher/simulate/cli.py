@@ -13,7 +13,16 @@ import click
 
 from backends.errors import ConfigError, Fault
 from backends.group import MAX_SIZE
-from launcher.options import OF_BACKENDS, PASS_THROUGH, backend_options, make_options, timing_options
+from launcher.options import (
+    OF_BACKENDS,
+    OF_SMOKE,
+    PASS_THROUGH,
+    SMOKE_FIRST,
+    backend_options,
+    make_options,
+    smoke_options,
+    timing_options,
+)
 from launcher.settings import PORT
 from launcher.simulate import sandbox
 from launcher.simulate.faults.schedule import NETWORK, read_faults
@@ -26,8 +35,9 @@ NOT_FOR_PODS = frozenset(
 NEEDED = ("pyroute2", "rich")  # the extra `simulate` of our package
 # Options of `start` that a simulation hands on, by parameter name.
 HANDED_ON = (
-    *OF_BACKENDS, "gather_timeout", "drain_timeout", "drain_delay", "termination_grace_period", "failure_hold",
-    "report_every", "exec", "max_restarts", "restart_reset", "ready_when", "hang_timeout",
+    *OF_BACKENDS, *OF_SMOKE, "gather_timeout", "drain_timeout", "drain_delay", "termination_grace_period",
+    "failure_hold", "report_every", "exec", "max_restarts", "restart_reset", "ready_when",
+    "hang_timeout", "smoke",
 )  # fmt: skip
 
 
@@ -69,7 +79,9 @@ HANDED_ON = (
 @backend_options
 @timing_options(drain_delay="0s")
 @click.option("--exec", is_flag=True, show_envvar=True, help="As for `start`: the launchers become their engines.")
-@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
+@SMOKE_FIRST
+@smoke_options
+@click.argument("command", nargs=-1, type=click.UNPROCESSED)
 def simulate(
     size: int,
     gpus_per_node: int | None,
@@ -88,7 +100,8 @@ def simulate(
     command: tuple[str, ...],
     **values: Any,
 ) -> None:
-    """Run COMMAND as an LWS group of real launchers on this machine; exit with the group's code.
+    """Run COMMAND as an LWS group of real launchers on this machine; exit with the group's code. With --smoke and
+    without a COMMAND: `lwsrun smoke` in each pod.
 
     Ctrl-C deletes the group as Kubernetes would (SIGTERM to every pod); a second one kills it. There are no endpoints
     to wait for here, so --drain-delay is 0 unless it is given.
@@ -96,6 +109,13 @@ def simulate(
     for name in NEEDED:
         if find_spec(name) is None:
             raise ConfigError(Fault(f"simulate needs {name}", "", "pip install 'lwsrun[simulate]'"))
+    verb, names = "start", list(HANDED_ON)
+    if not command:
+        if not values["smoke"]:
+            raise click.MissingParameter(param_hint="COMMAND", param_type="argument")
+        from launcher.smoke.cli import FIXED
+
+        verb, names = "smoke", [name for name in HANDED_ON if name not in {*FIXED, "smoke"}]
     make_options(**{name: values[name] for name in OF_BACKENDS})
     parsed = read_faults(faults, scenario, size)
     if values["exec"] and (then is not None or any(fault.since == "serving" for fault in parsed)):
@@ -115,7 +135,7 @@ def simulate(
             Path(keep_logs).mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ConfigError(Fault(f"--keep-logs {keep_logs}: {error.strerror}", "a directory to write to")) from None
-    start_options = handed_on(values)
+    start_options = handed_on(values, names)
     if gpus_per_node is not None:
         start_options = [f"--gpus-per-node={gpus_per_node}", *start_options]
         click.echo(f"simulate: {gpus_per_node} GPUs per node are faked (--gpus-per-node): no device is behind them")
@@ -144,15 +164,16 @@ def simulate(
                 max_recreations=max_recreations,
                 keep_logs=str(Path(keep_logs).absolute()) if keep_logs else None,
                 colour=sys.stdout.isatty(),
+                verb=verb,
             )
         )
     sys.exit(code)
 
 
-def handed_on(values: dict[str, Any]) -> list[str]:
+def handed_on(values: dict[str, Any], names: list[str]) -> list[str]:
     """The options of `start` that were given, as its arguments."""
     arguments = []
-    for name in HANDED_ON:
+    for name in names:
         value = values[name]
         for item in value if isinstance(value, tuple) else (value,):
             flag = f"--{name.replace('_', '-')}"

@@ -65,7 +65,8 @@ def become_launcher(spec: Spec, index: int, generation: int) -> None:
         environ["TMPDIR"] = "/tmp"
     else:
         environ.update(LWSRUN_POD_IP=spec.ip(index, generation), LWSRUN_LISTEN=spec.ip(index, generation))
-    argv = [sys.executable, "-m", "launcher", "start", *spec.start_options, "--", *spec.command_of(index)]
+    command = ["--", *spec.command_of(index)] if spec.verb == "start" else []
+    argv = [sys.executable, "-m", "launcher", spec.verb, *spec.start_options, *command]
     os.execve(sys.executable, argv, environ)
 
 

@@ -66,6 +66,7 @@ class Spec:
     max_recreations: int
     keep_logs: str | None
     colour: bool
+    verb: str = "start"  # or "smoke", which has no command
 
     def host(self, index: int) -> str:
         """The pod's host name, as LWS names pods of the first group."""

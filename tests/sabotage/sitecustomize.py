@@ -326,3 +326,48 @@ def every_address() -> None:
 
 if os.environ.get("LWSRUN_TEST_SABOTAGE") and sys.orig_argv[1:4] == ["-m", "launcher", "start"]:
     globals()[os.environ["LWSRUN_TEST_SABOTAGE"]]()
+
+
+def wrong_values() -> None:
+    """What this rank of a smoke run gives to an all-gather is not what it should be."""
+    import torch.distributed as dist
+
+    gather = dist.all_gather
+    dist.all_gather = lambda got, mine: gather(got, mine + 1)
+
+
+def wrong_sums() -> None:
+    """So is what it gives to an all-reduce, when that is large."""
+    import torch.distributed as dist
+
+    reduce = dist.all_reduce
+
+    def wrong(mine: object) -> None:
+        if mine.numel() > 1000:  # type: ignore[attr-defined]
+            mine[1000] += 1  # type: ignore[index]
+        reduce(mine)
+
+    dist.all_reduce = wrong
+
+
+def stops() -> None:
+    """This rank of a smoke run stops in the middle of it."""
+    import signal
+
+    import torch.distributed as dist
+
+    dist.barrier = lambda: os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def dies() -> None:
+    """This rank of a smoke run dies in the middle of it."""
+    import signal
+
+    import torch.distributed as dist
+
+    dist.barrier = lambda: os.kill(os.getpid(), signal.SIGKILL)
+
+
+# A pod's children do not see variables of the launcher's.
+if os.environ.get("TEST_SMOKE_SABOTAGE") and os.environ.get("RANK") == "1":
+    globals()[os.environ["TEST_SMOKE_SABOTAGE"]]()

@@ -37,7 +37,8 @@ class PreviousGroup:
             size=2,
             command=SLOW_TO_END,
             worker_command=None,
-            start_options=[*spec.start_options, *drain],
+            start_options=[*(option for option in spec.start_options if option != "--smoke"), *drain],
+            verb="start",
             faults=[],
             restart_policy=STOP,
         )
