@@ -18,7 +18,8 @@ class MpiTools:
     """What a pod's image has for MPI, and as whom it runs; paths are absolute, None for what the image lacks.
 
     version is Open MPI's own, such as "4.1.4"; other is what `mpirun --version` says where it is not Open MPI's.
-    user, home and shell are those of the passwd entry of uid, None without one; locked: sshd takes no key for it.
+    user, home and shell are those of the passwd entry of uid, None without one; locked: sshd takes no key for it;
+    lacks: what root lacks of the capabilities that sshd needs.
     directory is the pod's private one, in memory, of this run. trusted: sshd's StrictModes accepts all its parents;
     beside is a directory outside it that it accepts, for what is not secret.
     """
@@ -37,6 +38,7 @@ class MpiTools:
     home: str | None = None
     shell: str | None = None
     locked: bool = False
+    lacks: tuple[str, ...] = ()
     trusted: bool = False
     beside: str | None = None
 

@@ -6,6 +6,7 @@ sshd_config(5), ssh_config(5), sshd(8) "AUTHORIZED_KEYS FILE FORMAT"; the values
 from __future__ import annotations
 
 import os.path
+import shlex
 from collections.abc import Iterable, Sequence
 
 from backends.errors import ConfigError, Fault
@@ -35,6 +36,14 @@ def account(tools: MpiTools) -> Account:
     parent of authorized_keys, up to the home. Where the pod has no such entry, ours is shown in its place by
     nss_wrapper, with the private directory as home. Raises ConfigError where the image has no nss_wrapper either.
     """
+    if tools.uid == 0 and tools.lacks:
+        raise ConfigError(
+            Fault(
+                f"sshd as root needs {', '.join(tools.lacks)}, which this container lacks",
+                "the capabilities of a container by default, or a user that is not root",
+                f"{INSTEAD}; or set runAsUser, or add them in securityContext.capabilities",
+            )
+        )
     lacking = _lacking(tools)
     if not lacking:
         return Account(tools.user or "", tools.uid, tools.home or "/", wrapped=False)
@@ -111,15 +120,15 @@ def sshd_config(tools: MpiTools, account: Account, port: int, addresses: Iterabl
         "MaxStartups 64:30:256",
         f"ClientAliveInterval {ALIVE[0]}",
         f"ClientAliveCountMax {ALIVE[1]}",
-        "LogLevel ERROR",
+        "LogLevel INFO",
     ]
     return "\n".join(lines) + "\n"
 
 
-def authorized_key(public_key: str, gate: Sequence[str], leader_ip: str) -> str:
-    """One key, from the leader's address, for one command: the gate, which runs an MPI daemon and nothing else."""
-    command = " ".join(gate).replace("\\", "\\\\").replace('"', '\\"')
-    return f'restrict,from="{leader_ip}",command="{command}" {public_key}\n'
+def authorized_key(public_key: str, gate: Sequence[str]) -> str:
+    """One key for one command: the gate, which runs an MPI daemon and nothing else. sshd gives it to a shell."""
+    command = shlex.join(gate).replace("\\", "\\\\").replace('"', '\\"')
+    return f'restrict,command="{command}" {public_key}\n'
 
 
 def known_host(address: str, port: int, public_key: str) -> str:
@@ -162,6 +171,14 @@ def passwd(given: str, account: Account, gid: int) -> str:
     if not any(line.startswith("sshd:") for line in kept):
         kept.append("sshd:*:65533:65533:sshd:/run/sshd:/usr/sbin/nologin")
     return "\n".join([mine, *kept]) + "\n"
+
+
+def group(given: str, account: Account, gid: int) -> str:
+    """The image's groups, and ours where its gid has none."""
+    kept = [line for line in given.splitlines() if line.count(":") >= 3]
+    if not any(line.split(":")[2] == str(gid) for line in kept):
+        kept.append(f"{account.name}:*:{gid}:")
+    return "\n".join(kept) + "\n"
 
 
 def _is(line: str, account: Account) -> bool:

@@ -15,7 +15,6 @@ import socket
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from backends.errors import ConfigError, Fault
@@ -31,6 +30,7 @@ from launcher.channel.messages import Done, Phase, Stop
 from launcher.descendants import watch_helpers, watch_ranks
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
+from launcher.files import write_files
 from launcher.formation import all_here, gather, join, open_port, take_port
 from launcher.gates import pass_gate, refuses
 from launcher.judge import judge
@@ -118,6 +118,7 @@ class Pod:
         self.sockets: list[socket.socket] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
+        self.leftovers = contextlib.ExitStack()  # what must be gone when this epoch is over
         self.signals = 0  # how often we were asked to stop
         self.asked: Ending | None = None  # the ending that the first time is
         self.kept_signals: list[int] = []  # for an engine that is not there yet
@@ -232,11 +233,11 @@ class Pod:
     async def serve(self) -> None:
         """Everything after the group has formed: files, services, gates, the main process."""
         plan = self.the_plan
-        for file in plan.files:
-            path = Path(file.path)
-            path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path.write_text(file.content)
-            path.chmod(file.mode)
+        write_files(plan.files)
+        if plan.mpi is not None:
+            from launcher.mpi.equip import equip
+
+            await equip(self)
         await self.start_services(Stage.FORMED)
         self.telling.environment(plan)
         self.telling.decisions(plan)
@@ -251,7 +252,7 @@ class Pod:
             await detach(self)
         elif plan.main is not None:
             log.info("running: %s", shlex.join(plan.main.argv))
-            engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
+            engine = self.start(MAIN, plan.main.argv, keep_stdin=plan.mpi is None)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
             if self.settings.max_restarts or plan.main.ranks:
