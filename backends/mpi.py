@@ -204,6 +204,8 @@ def mpirun_argv(request: Request, mpi: Mpi, tools: MpiTools) -> tuple[tuple[str,
     argv += ["--map-by", f"ppr:{mpi.hosts[0].slots}:node" if full else "slot"]
     # With one or two ranks Open MPI would bind each, and all that it starts, to a single core.
     argv += ["--bind-to", "none"]
+    # Under Open MPI 5 a rank that reads would wait for ever, even where mpirun's own input is at its end.
+    argv += ["--stdin", "none"]
     for name, value in settings(request, mpi, tools):
         argv += ["--mca", name, value]
     argv += options.arguments
