@@ -12,9 +12,9 @@ import shlex
 from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
 from backends.mpi_env import check_named, unset_because
-from backends.plan import Kind, Main, Plan, PortOpen, Request, Service, Stage, Unset
+from backends.plan import EnvVar, Kind, Main, Plan, PortOpen, Request, Service, Stage, Unset
 from backends.plan_mpi import SSH_CONFIG, Account, Agent, Host, Mpi, MpiTools, SshLogins
-from backends.ssh import INSTALL, INSTEAD, account, sshd_argv
+from backends.ssh import INSTALL, INSTEAD, account, client_account, sshd_argv, wrapping
 
 LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun", "prun", "srun", "mpiexec.hydra")
 LONGEST_NAME = 56  # of a host under Open MPI 4: https://github.com/open-mpi/ompi/issues/13358
@@ -104,7 +104,7 @@ def launched(
     check_named(options)
     tools = checked_tools(request)
     ssh = options.agent is Agent.SSH and group.size > 1
-    mine: Account | None = account(tools) if ssh else None
+    mine: Account | None = (client_account if group.is_leader else account)(tools) if ssh else None
     mpi = Mpi(
         options.agent,
         hosts,
@@ -133,6 +133,7 @@ def launched(
         mode=f"Open MPI {tools.version} over {'ssh' if options.agent is Agent.SSH else 'the group channel'}",
         reason=reason,
         kind=kind,
+        env=_accounts(request, tools, mine),
         unset=_unset(request),
         services=services,
         gates=gates,
@@ -266,6 +267,15 @@ def split_ports(ports: tuple[int, int], slots: int) -> tuple[tuple[int, int], tu
         )
     half = first + count // 2
     return (first, half - 1), (half, last)
+
+
+def _accounts(request: Request, tools: MpiTools, account: Account | None) -> tuple[EnvVar, ...]:
+    """What OpenSSH must see where passwd does not hold what it needs; mpirun and the ranks may see it as well."""
+    if account is None or not account.wrapped or tools.nss_wrapper is None:
+        return ()
+    why = f"OpenSSH needs a usable passwd entry for uid {tools.uid}: nss_wrapper shows it one"
+    preloaded = request.environ.get("LD_PRELOAD", "")
+    return tuple(EnvVar(*each, why) for each in wrapping(tools.directory, tools.nss_wrapper, preloaded))
 
 
 def _unset(request: Request) -> tuple[Unset, ...]:

@@ -59,6 +59,21 @@ def account(tools: MpiTools) -> Account:
     return Account(tools.user or ("root" if tools.uid == 0 else "lwsrun"), tools.uid, tools.directory, wrapped=True)
 
 
+def client_account(tools: MpiTools) -> Account:
+    """As whom the leader's ssh and mpirun run. Raises ConfigError where OpenSSH's client would not run at all."""
+    if tools.user is not None:
+        return Account(tools.user, tools.uid, tools.home or "/", wrapped=False)
+    if tools.nss_wrapper is None:
+        raise ConfigError(
+            Fault(
+                f"ssh does not run for uid {tools.uid}, which has no entry in /etc/passwd",
+                "a passwd entry; or libnss_wrapper.so in the image, with which lwsrun shows ssh an entry of its own",
+                f"{INSTEAD}; or add libnss-wrapper to the image",
+            )
+        )
+    return Account("lwsrun", tools.uid, tools.directory, wrapped=True)
+
+
 def _lacking(tools: MpiTools) -> str:
     if tools.user is None:
         return "it has no entry in /etc/passwd"
@@ -82,10 +97,13 @@ def sshd_argv(tools: MpiTools) -> tuple[str, ...]:
     return (tools.sshd or "sshd", "-D", "-e", "-f", f"{tools.directory}/{SSHD_CONFIG}")
 
 
-def wrapping(directory: str, library: str | None) -> tuple[tuple[str, str], ...]:
-    """The variables by which nss_wrapper shows our entries: https://cwrap.org/nss_wrapper.html"""
+def wrapping(directory: str, library: str, preloaded: str) -> tuple[tuple[str, str], ...]:
+    """The variables by which nss_wrapper shows our entries: https://cwrap.org/nss_wrapper.html
+
+    preloaded: what the pod has in LD_PRELOAD.
+    """
     return (
-        ("LD_PRELOAD", library or ""),
+        ("LD_PRELOAD", ":".join(filter(None, (library, preloaded)))),
         ("NSS_WRAPPER_PASSWD", f"{directory}/{PASSWD}"),
         ("NSS_WRAPPER_GROUP", f"{directory}/{GROUP}"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import os
 import stat
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def is_public_key(text: str) -> bool:
 
 def mounted_pair(directory: str) -> KeyPair:
     """The private key that was mounted there. Raises ConfigError for what cannot be used, and says why."""
-    path = next((each for name in PRIVATE if (each := Path(directory) / name).exists()), None)
+    path = _first(directory, PRIVATE)
     if path is None:
         raise _nothing(directory, f"none of {', '.join(PRIVATE)}")
     data = _read(path)
@@ -76,7 +77,7 @@ def mounted_pair(directory: str) -> KeyPair:
 def mounted_public(directory: str) -> tuple[str, ...]:
     """The public keys that were mounted there for the leader to come in with. Raises ConfigError."""
     names = ("authorized_keys", *(f"{name}.pub" for name in PRIVATE), "ssh-publickey")
-    path = next((each for name in names if (each := Path(directory) / name).exists()), None)
+    path = _first(directory, names)
     if path is None:
         return (mounted_pair(directory).public,)
     lines = _read(path).decode(errors="replace").splitlines()
@@ -84,6 +85,16 @@ def mounted_public(directory: str) -> tuple[str, ...]:
     if not found:
         raise ConfigError(Fault(f"{path} holds no public key", "lines such as `ssh-ed25519 AAAA…`, no options", MOUNT))
     return found
+
+
+def _first(directory: str, names: Sequence[str]) -> Path | None:
+    try:
+        here = os.listdir(directory)
+    except PermissionError:
+        raise ConfigError(_owned(Path(directory))) from None
+    except OSError as error:
+        raise _nothing(directory, (error.strerror or str(error)).lower()) from None
+    return next((Path(directory) / name for name in names if name in here), None)
 
 
 def _read(path: Path) -> bytes:

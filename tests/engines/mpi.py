@@ -12,6 +12,7 @@ from conftest import Simulate, Simulation
 
 HERE = Path(__file__).parent
 RANK = str(HERE / "mpi_rank.py")
+BEGINNING = '{"rank": '
 POD = str(HERE / "mpi_pod")
 DEBIANS = Path("/usr/lib/x86_64-linux-gnu/libmpi.so.40")
 
@@ -54,6 +55,11 @@ def run(
 
 
 def ranks(done: Simulation) -> list[dict[str, Any]]:
-    """What each rank said, by rank: mpirun brings it all to the leader."""
-    told = [json.loads(line) for line in done.said(0) if line.startswith('{"rank"')]
+    """What each rank said, by rank: mpirun brings it all to the leader, sometimes two in one line."""
+    text, told = "\n".join(done.said(0)), []
+    at = text.find(BEGINNING)
+    while at >= 0:
+        said, end = json.JSONDecoder().raw_decode(text, at)
+        told.append(said)
+        at = text.find(BEGINNING, end)
     return sorted(told, key=lambda each: int(each["rank"]))

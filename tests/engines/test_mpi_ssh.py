@@ -72,7 +72,8 @@ def test_a_rank_starts_from_its_own_pod_and_has_of_the_leader_what_only_it_decla
     assert (first["GIVEN"], second["GIVEN"]) == ("by 0", "by 1")
     assert "POD_NAME" not in second
     for own in (first, second):
-        assert not {"WORLD_SIZE", "SLURM_PROCID", "PMI_RANK", "OMPI_MCA_btl_tcp_if_include"} & set(own)
+        assert not {"WORLD_SIZE", "SLURM_PROCID", "PMI_RANK"} & set(own)
+        assert own["OMPI_MCA_btl_tcp_if_include"] == "eth0"
     assert not any(each["secret_in_an_argv"] for each in ranks(done))
     assert "hunter2" not in done.log(0).replace('"SECRET": "hunter2-hunter2"', "")
     assert "SLURM_PROCID is not handed on" in done.log(0)
