@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from backends.group import Group
+from backends.plan_mpi import Mpi, MpiOptions, MpiTools, SshLogins
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,8 @@ class Node:
     """What a pod knows of itself, or what is assumed of it before it is known.
 
     gpus counts devices; shm_bytes is the size of /dev/shm; ray is the version of the image's Ray or None; interface
-    is the one that routes to the leader, interfaces the names of all that the pod has, addresses all of theirs.
+    is the one that routes to the leader, interfaces the names of all that the pod has, addresses all of theirs. openmpi
+    is its Open MPI's version; mpi is known of the own pod only.
     """
 
     ip: str
@@ -51,6 +53,8 @@ class Node:
     gpu_model: str | None = None
     driver: str | None = None
     python_version: str | None = None
+    openmpi: str | None = None
+    mpi: MpiTools | None = None
 
 
 class Kind(enum.Enum):
@@ -123,7 +127,7 @@ class RayNodes:
         return f"Ray's GCS at {self.address} shows {len(self.gpus)} nodes alive with {total} GPUs"
 
 
-Gate = PortOpen | RayNodes
+Gate = PortOpen | RayNodes | SshLogins
 
 
 @dataclass(frozen=True)
@@ -220,6 +224,7 @@ class Plan:
     services: tuple[Service, ...] = ()
     gates: tuple[Gate, ...] = ()
     main: Main | None = None
+    mpi: Mpi | None = None  # how its ranks are started: what the launcher makes ready before mpirun, or the agent
     leader_only: bool = False  # only the leader has a main process: its end is the job's
     all_answer: bool = False  # every pod has clients of its own: no engine ends before all have answered theirs
     agreed: tuple[str, ...] = ()  # what each pod derives by itself, like the mode, and all must have the same
@@ -276,6 +281,7 @@ class Options:
     vllm_mode: str = "auto"
     health_url: str | None = None
     smoke: Smoke = field(default_factory=Smoke)
+    mpi: MpiOptions = field(default_factory=MpiOptions)
 
 
 @dataclass(frozen=True)

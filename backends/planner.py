@@ -10,18 +10,22 @@ from backends.errors import ConfigError, Fault
 from backends.fabric import connected
 from backends.generic import plan_generic
 from backends.health import with_health
+from backends.mpi import plan_mpi
 from backends.placeholders import expand_all
 from backends.plan import EnvVar, Options, Plan, Request
 from backends.ray import plan_ray
 from backends.sglang import plan_sglang
 from backends.smoke import agreed as smoke_agreed
 from backends.smoke import plan_smoke
+from backends.tensorrt_llm import plan_tensorrt_llm
 from backends.torchrun import plan_torchrun
 from backends.vllm import plan_vllm
 
 PLANNERS: dict[str, Callable[[Request], Plan]] = {
     "vllm": plan_vllm,
     "sglang": plan_sglang,
+    "tensorrt-llm": plan_tensorrt_llm,
+    "mpi": plan_mpi,
     "torchrun": plan_torchrun,
     "ray": plan_ray,
     "generic": plan_generic,
@@ -68,17 +72,6 @@ def make_plan(request: Request) -> Plan:
             )
         )
     name = backend_of(request.argv, request.options)
-    planner = PLANNERS.get(name)
-    if planner is None and request.group.size == 1:
-        name, planner = "generic", plan_generic
-    if planner is None:
-        raise ConfigError(
-            Fault(
-                f"this version of lwsrun cannot form a group for {name}",
-                f"one of: {', '.join(PLANNERS)}",
-                "a later version will; --backend generic runs the command unchanged on every pod",
-            )
-        )
     if name != "generic":
         _refuse_generic_options(name, request.options)
     if name != "vllm" and request.options.vllm_mode != "auto":
@@ -87,7 +80,7 @@ def make_plan(request: Request) -> Plan:
     given = dict(zip((variable for variable, _ in request.options.env), values, strict=True))
     # Planned as if the pod had them, so that they count as set by the user wherever that is asked.
     request = replace(request, environ={**request.environ, **given})
-    plan = with_health(connected(planner(request), request), request)
+    plan = with_health(connected(PLANNERS[name](request), request), request)
     added = (EnvVar(variable, value, GIVEN) for variable, value in given.items())
     first = request.options.smoke.first and name != "smoke"
     agreed = (*plan.agreed, f"first {smoke_agreed(request.options.smoke)}") if first else plan.agreed

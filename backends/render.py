@@ -7,6 +7,7 @@ from typing import Any
 
 from backends.group import Group, member_name
 from backends.plan import EnvVar, Gate, Health, Main, Node, Plan, RayNodes, Stage
+from backends.plan_mpi import HOSTFILE, Agent, Mpi, SshLogins
 
 SECRET = "<secret, minted per run>"
 
@@ -39,6 +40,7 @@ def plan_data(group: Group, node: Node, plan: Plan) -> dict[str, Any]:
         ],
         "gates": [_gate_data(g) for g in plan.gates],
         "main": None if plan.main is None else _main_data(plan.main),
+        "mpi": None if plan.mpi is None else _mpi_data(plan.mpi),
         "decisions": list(plan.decisions),
         "notes": list(plan.notes),
     }
@@ -56,6 +58,8 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
         lines.append(f"  set     {variable.name}={_shown(variable)}  # {variable.reason}")
     for gone in plan.unset:
         lines.append(f"  unset   {gone.name}  # {gone.reason}")
+    if plan.mpi is not None:
+        lines.extend(_mpi_lines(group, plan.mpi))
     for service in plan.services:
         when = "at once" if service.stage is Stage.ADMITTED else "when all have joined"
         if service.gates:
@@ -96,6 +100,36 @@ def _asked(health: Health) -> str:
     return f"GET {health.url} succeeds" + (f" (or {health.otherwise}, if it is not known)" if health.otherwise else "")
 
 
+def _mpi_data(mpi: Mpi) -> dict[str, Any]:
+    return {
+        "agent": mpi.agent.value,
+        "hosts": [{"index": host.index, "ip": host.ip, "slots": host.slots} for host in mpi.hosts],
+        "ranks": mpi.ranks,
+        "program": list(mpi.program),
+        "directory": mpi.directory,
+        "user": None if mpi.account is None else mpi.account.name,
+        "ssh_port": mpi.ssh_port,
+        "keys": mpi.keys,
+        "environment": list(mpi.environment),
+    }
+
+
+def _mpi_lines(group: Group, mpi: Mpi) -> list[str]:
+    """What the launcher makes ready for mpirun, in a private directory and over the group channel."""
+    lines, over = [], mpi.agent is Agent.SSH and len(mpi.hosts) > 1
+    keys = f"the pair in {mpi.keys}" if mpi.keys else "a client key of this run"
+    if group.is_leader:
+        lines.append(f"  write   {mpi.directory}/{HOSTFILE}: " + ", ".join(mpi.hostfile_text().splitlines()))
+        if over:
+            lines.append(f"  keys    {keys}; of every worker its host key, by the group channel: strict checking")
+        if len(mpi.hosts) > 1:
+            named = f", and {', '.join(mpi.environment)} (--mpi-env)" if mpi.environment else ""
+            lines.append(f"  hand    each worker the variables that it lacks{named}, over the group channel")
+    elif over and mpi.account is not None:
+        lines.append(f"  keys    a host key of this run; the leader is let in with {keys}, for MPI's daemon only")
+    return lines
+
+
 def _watch(names: tuple[str, ...]) -> str:
     return " or ".join(names) if names else "child"
 
@@ -107,4 +141,6 @@ def _shown(variable: EnvVar) -> str:
 def _gate_data(gate: Gate) -> dict[str, Any]:
     if isinstance(gate, RayNodes):
         return {"gate": "ray-nodes", "address": gate.address, "gpus": dict(gate.gpus)}
+    if isinstance(gate, SshLogins):
+        return {"gate": "ssh-logins", "hosts": [host.ip for host in gate.hosts], "port": gate.port}
     return {"gate": "port-open", "host": gate.host, "port": gate.port, "what": gate.what}

@@ -242,6 +242,8 @@ def live_as_pod(command: tuple[str, ...], smoke: Smoke, values: dict[str, Any]) 
               help="Plan for an image with this Ray version. Default: an image without Ray.")  # fmt: skip
 @click.option("--image-engine", metavar="VERSION", default=NEWEST_VLLM, show_default=True,
               help="Plan for an image with this vLLM version.")  # fmt: skip
+@click.option("--image-openmpi", metavar="VERSION", default="5.0.10", show_default=True,
+              help="Plan for an image with this version of Open MPI.")  # fmt: skip
 @click.option("--index", type=click.IntRange(0), default=None, help="Show only this pod.")
 @click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @backend_options
@@ -251,6 +253,7 @@ def plan(
     gpus_per_node: int,
     image_ray: str | None,
     image_engine: str,
+    image_openmpi: str,
     index: int | None,
     output: str,
     command: tuple[str, ...],
@@ -262,7 +265,8 @@ def plan(
     """
     from launcher.preview import preview
 
-    shown = preview(tuple(command), size, gpus_per_node, image_ray, image_engine, make_options(**values), index)
+    options = make_options(**values)
+    shown = preview(tuple(command), size, gpus_per_node, image_ray, image_engine, image_openmpi, options, index)
     if output == "json":
         click.echo(json.dumps([data for data, _ in shown], indent=2))
     else:

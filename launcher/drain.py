@@ -84,6 +84,7 @@ class Drain:
             minder.cancel()
             for task in (*self.pod.tasks, *self.pod.watches):
                 task.cancel()
+            self.pod.leftovers.close()
         if ending.asked and self.killed_after is not None:
             reason = (
                 f"{ending.reason}; the engine had to be killed, {self.killed_after:.1f} s after it was asked to end"

@@ -16,6 +16,7 @@ import psutil
 from backends.command import detect
 from backends.errors import ConfigError, Fault
 from backends.plan import Node
+from backends.plan_mpi import MpiTools
 from launcher.fabric import interface_of, interfaces, rdma_ports
 from launcher.gpus import ask_nvml, look_at_gpus
 from launcher.settings import Settings
@@ -49,6 +50,7 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
         from launcher.smoke.first import require_torch
 
         await require_torch(supervisor, python, settings.environ)
+    mpi = await _mpi_tools(settings, supervisor) if backend in ("mpi", "tensorrt-llm") else None
     return Node(
         ip=ip,
         hostname=socket.gethostname(),
@@ -65,7 +67,15 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
         gpu_model=gpus.model,
         driver=gpus.driver,
         python_version=versions.get("python"),
+        openmpi=mpi.version if mpi else None,
+        mpi=mpi,
     )
+
+
+async def _mpi_tools(settings: Settings, supervisor: Supervisor) -> MpiTools:
+    from launcher.mpi.image import look as look_at_image
+
+    return await look_at_image(settings, supervisor)
 
 
 def own_ip(settings: Settings) -> str:

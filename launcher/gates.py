@@ -6,16 +6,20 @@ import asyncio
 import contextlib
 import json
 import signal
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 
+from backends.group import member_name
 from backends.plan import Gate, PortOpen, RayNodes
+from backends.plan_mpi import SshLogins
 from launcher import exits
-from launcher.supervisor import Supervisor
+from launcher.supervisor import Child, Supervisor
 from launcher.waiting import saying
 
 RETRY = 0.1  # seconds
 CONNECT = 5.0
+SHOWN = 16  # members that are named with their reasons
 
 
 class GateFailed(Exception):
@@ -31,6 +35,8 @@ async def pass_gate(gate: Gate, supervisor: Supervisor, environ: Mapping[str, st
                 await _port_open(gate, reason)
             case RayNodes():
                 await _ray_nodes(gate, reason, supervisor, environ)
+            case SshLogins():
+                await _ssh_logins(gate, reason, supervisor, environ)
 
 
 async def _port_open(gate: PortOpen, reason: list[str]) -> None:
@@ -58,18 +64,49 @@ async def _ray_nodes(gate: RayNodes, reason: list[str], supervisor: Supervisor, 
     source = resources.files("launcher").joinpath("ray_nodes.py").read_text()
     expected = dict(gate.gpus)
     argv = (gate.python, "-c", source, gate.address, json.dumps(expected))
-    child = supervisor.spawn("ray-nodes", argv, environ, capture=True)
+    child, code = await _ask("ray-nodes", argv, reason, supervisor, environ, lambda seen: _missing(seen, expected))
+    if code != 0:
+        raise GateFailed(f"asking Ray's GCS failed: {exits.describe(code)}; {child.keepsake.text()}")
+
+
+async def _ssh_logins(gate: SshLogins, reason: list[str], supervisor: Supervisor, environ: Mapping[str, str]) -> None:
+    knock = str(resources.files("launcher").joinpath("mpi/knock.py"))
+    argv = (sys.executable, "-P", knock, gate.directory, str(gate.timeout))
+    child, code = await _ask("ssh-logins", argv, reason, supervisor, environ, _not_in)
+    if code != 0:
+        words = child.keepsake.text() if code != 1 or not reason[0] else ""
+        raise GateFailed(f"not reached over ssh: {reason[0]}{words and '; '}{words}")
+
+
+async def _ask(
+    name: str,
+    argv: Sequence[str],
+    reason: list[str],
+    supervisor: Supervisor,
+    environ: Mapping[str, str],
+    read: Callable[[dict[str, object]], str],
+) -> tuple[Child, int]:
+    """Run a helper to its end that tells as JSON lines what is missing; itself, and its exit code."""
+    child = supervisor.spawn(name, argv, environ, capture=True)
     assert child.stdout is not None
     try:
         while line := await child.stdout.readline():
             with contextlib.suppress(ValueError):
-                reason[0] = _missing(json.loads(line), expected)
-        code = await asyncio.shield(child.exited)
+                reason[0] = read(json.loads(line))
+        return child, await asyncio.shield(child.exited)
     finally:
         if child.alive:
             supervisor.signal(child, signal.SIGKILL)
-    if code != 0:
-        raise GateFailed(f"asking Ray's GCS failed: {exits.describe(code)}; {child.keepsake.text()}")
+
+
+def _not_in(seen: dict[str, object]) -> str:
+    missing = seen.get("missing")
+    if not isinstance(missing, dict):
+        return "no answer"
+    shown = [
+        f"{member_name(int(index))}: {why}" for index, why in sorted(missing.items(), key=lambda each: int(each[0]))
+    ]
+    return "; ".join(shown[:SHOWN]) + (f"; and {len(shown) - SHOWN} more" if len(shown) > SHOWN else "")
 
 
 def _missing(seen: dict[str, object], expected: Mapping[str, int]) -> str:

@@ -123,6 +123,7 @@ class Pod:
         self.sockets: list[socket.socket] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
+        self.leftovers = contextlib.ExitStack()  # what must be gone when this epoch is over
         self.signals = 0  # how often we were asked to stop
         self.asked: Ending | None = None  # the ending that the first time is
         self.kept_signals: list[int] = []  # for an engine that is not there yet
@@ -246,6 +247,10 @@ class Pod:
 
             await smoke_first(self)
         write_files(plan)
+        if plan.mpi is not None:
+            from launcher.mpi.equip import equip
+
+            await equip(self)
         await self.start_services(Stage.FORMED)
         self.telling.environment(plan)
         self.telling.decisions(plan)
@@ -260,7 +265,7 @@ class Pod:
             await detach(self)
         elif plan.main is not None:
             log.info("running: %s", shlex.join(plan.main.argv))
-            engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
+            engine = self.start(MAIN, plan.main.argv, keep_stdin=plan.mpi is None)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
             watch_engine(self, plan.main)

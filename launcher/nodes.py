@@ -32,7 +32,7 @@ def member_data(index: int, node: NodeFacts, phase: str) -> dict[str, Any]:
 
 
 def node_facts(node: Node) -> NodeFacts:
-    return NodeFacts(node.ip, node.hostname, node.gpus, node.engine_version, node.ray)
+    return NodeFacts(node.ip, node.hostname, node.gpus, node.engine_version, node.ray, node.openmpi)
 
 
 def facts_of(
@@ -62,7 +62,11 @@ def facts_of(
 
 def unlike(node: Node, leader: NodeFacts) -> list[Fault]:
     """In what this image differs from the leader's; for a pod that could not tell when it joined."""
-    pairs = (("engine version", node.engine_version, leader.engine_version), ("Ray version", node.ray, leader.ray))
+    pairs = (
+        ("engine version", node.engine_version, leader.engine_version),
+        ("Ray version", node.ray, leader.ray),
+        ("Open MPI version", node.openmpi, leader.openmpi),
+    )
     return [
         Fault(
             f"this image's {what} is {here or 'none'}, the leader's is {there or 'none'}",
@@ -83,4 +87,5 @@ def as_node(known: NodeFacts, like: Node) -> Node:
         gpus=known.gpus,
         engine_version=known.engine_version,
         ray=known.ray,
+        openmpi=known.openmpi,
     )

@@ -11,6 +11,7 @@ import click
 from backends.errors import ConfigError, Fault
 from backends.orchestrator import NAMES as ORCHESTRATORS
 from backends.plan import Kind, Options, Smoke
+from backends.plan_mpi import Agent, MpiOptions
 from backends.planner import NAMES
 from backends.presets import NAMES as PRESETS
 from backends.vllm import MODES as VLLM_MODES
@@ -81,6 +82,21 @@ class AboveZero(Seconds):
         return number
 
 
+class PortRange(click.ParamType):  # type: ignore[type-arg]
+    """FIRST-LAST, both included."""
+
+    name = "ports"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        first, dash, last = str(value).partition("-")
+        numbers = all(part.isascii() and part.isdigit() and len(part) < 6 for part in (first, last))
+        if not dash or not numbers or not 1024 <= int(first) <= int(last) <= 65535:
+            self.fail(f"{value!r} is not a range of ports: write 50000-50099, from 1024 on", param, ctx)
+        return f"{int(first)}-{int(last)}"
+
+
+PORTS = PortRange()
+
 backend_options = options(
     click.option("--backend", type=click.Choice(NAMES), default="auto", show_default=True, show_envvar=True,
                  help="How the group is formed for the command; auto finds the engine in it."),
@@ -107,6 +123,24 @@ backend_options = options(
     click.option("--health-url", metavar="URL", default=None, show_envvar=True,
                  help="Where the leader's engine tells that it serves, as seen in its pod; tcp://HOST:PORT: by"
                  " accepting a connection. Placeholders are filled in. Default: found in the engine's flags."),
+    click.option("--mpi-agent", type=click.Choice([a.value for a in Agent]), default="ssh", show_default=True,
+                 show_envvar=True, help="What starts MPI's daemon on the workers: ssh, to an sshd in each of them; or"
+                 " channel, lwsrun itself over the group channel. The same in all pods."),
+    click.option("--mpi-ranks", type=click.IntRange(1), default=None, show_envvar=True,
+                 help="Ranks of an MPI program. Default: one for each GPU of the group."),
+    click.option("--mpi-env", multiple=True, metavar="NAME", show_envvar=True,
+                 help="Every rank has the leader's value of this variable, instead of its own pod's. Repeatable."),
+    click.option("--mpi-arg", multiple=True, metavar="ARGUMENT", show_envvar=True,
+                 help="One more argument for mpirun, before the program. Repeatable."),
+    click.option("--mpi-ports", type=PORTS, metavar="FIRST-LAST", default=None, show_envvar=True,
+                 help="The ports that mpirun, its daemons and the ranks listen on, for a NetworkPolicy. Default: any."),
+    click.option("--mpi-timeout", type=SECONDS, default="5m", show_default=True, show_envvar=True,
+                 help="How long the leader tries to reach every worker's sshd before it fails."),
+    click.option("--ssh-port", type=click.IntRange(1, 65535), default=2222, show_default=True, show_envvar=True,
+                 help="The port of the workers' sshd, the same in all pods."),
+    click.option("--ssh-keys", metavar="DIR", default=None, show_envvar=True,
+                 help="A mounted key pair for MPI's ssh, in all pods. Default: a key is minted for each run, and handed"
+                 " over on the group channel."),
 )  # fmt: skip
 OF_BACKENDS = (
     "backend",
@@ -119,6 +153,14 @@ OF_BACKENDS = (
     "preset",
     "await_workers",
     "health_url",
+    "mpi_agent",
+    "mpi_ranks",
+    "mpi_env",
+    "mpi_arg",
+    "mpi_ports",
+    "mpi_timeout",
+    "ssh_port",
+    "ssh_keys",
 )
 
 
@@ -181,7 +223,21 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
-def make_options(*, kind: str | None, env: tuple[str, ...], peer_timeout: float, **others: Any) -> Options:
+def make_options(
+    *,
+    kind: str | None,
+    env: tuple[str, ...],
+    peer_timeout: float,
+    mpi_agent: str,
+    mpi_ranks: int | None,
+    mpi_env: tuple[str, ...],
+    mpi_arg: tuple[str, ...],
+    mpi_ports: str | None,
+    mpi_timeout: float,
+    ssh_port: int,
+    ssh_keys: str | None,
+    **others: Any,
+) -> Options:
     """Raises ConfigError for an --env that is no NAME=VALUE."""
     pairs = []
     for text in env:
@@ -191,4 +247,15 @@ def make_options(*, kind: str | None, env: tuple[str, ...], peer_timeout: float,
         pairs.append((name, value))
     if peer_timeout <= 0:
         raise ConfigError(Fault("--peer-timeout is 0", "a duration above zero, such as 15s"))
-    return Options(kind=Kind(kind) if kind else None, env=tuple(pairs), peer_timeout=peer_timeout, **others)
+    first, _, last = (mpi_ports or "").partition("-")
+    mpi = MpiOptions(
+        agent=Agent(mpi_agent),
+        ssh_port=ssh_port,
+        keys=ssh_keys,
+        environment=mpi_env,
+        ports=(int(first), int(last)) if mpi_ports else None,
+        ranks=mpi_ranks,
+        arguments=mpi_arg,
+        timeout=mpi_timeout,
+    )
+    return Options(kind=Kind(kind) if kind else None, env=tuple(pairs), peer_timeout=peer_timeout, mpi=mpi, **others)

@@ -7,6 +7,7 @@ from typing import Any
 from backends.errors import ConfigError, Fault
 from backends.group import Group
 from backends.plan import Node, Options, Request
+from backends.plan_mpi import MpiTools
 from backends.planner import make_plan
 from backends.ray import TOKEN
 from backends.render import plan_data, plan_text
@@ -21,6 +22,7 @@ def preview(
     gpus: int,
     ray: str | None,
     engine: str,
+    openmpi: str,
     options: Options,
     index: int | None,
 ) -> list[tuple[dict[str, Any], str]]:
@@ -38,6 +40,8 @@ def preview(
             shm_bytes=SHM,
             ray=ray,
             engine_version=engine,
+            openmpi=openmpi,
+            mpi=_image(openmpi),
         )
         for i in range(size)
     )
@@ -47,3 +51,21 @@ def preview(
         made = make_plan(Request(group, nodes, argv, options, {}, {TOKEN: "minted per run"}))
         shown.append((plan_data(group, nodes[i], made), plan_text(group, nodes[i], made)))
     return shown
+
+
+def _image(openmpi: str) -> MpiTools:
+    """As in NVIDIA's images of TensorRT-LLM, with OpenSSH beside it."""
+    return MpiTools(
+        "/dev/shm/lwsrun-mpi",
+        mpirun="/usr/local/mpi/bin/mpirun",
+        version=openmpi,
+        daemon=f"/usr/local/mpi/bin/{'orted' if openmpi.startswith('4') else 'prted'}",
+        ssh="/usr/bin/ssh",
+        sshd="/usr/sbin/sshd",
+        llmapi_launch="/usr/local/bin/trtllm-llmapi-launch",
+        uid=0,
+        user="root",
+        home="/root",
+        shell="/bin/bash",
+        beside="/run/lwsrun-mpi",
+    )

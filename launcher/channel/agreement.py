@@ -11,11 +11,11 @@ from launcher.channel.messages import Join
 # How lwsrun was started: a column of the table only where it differs. Not known of a member that does not tell it.
 STARTED = frozenset({"size", "exec", "leader-excluded", "kind", "mode", "ray-port"})
 # What a rollout that is under way may still cure: the member asks again, and gives up after --mismatch-timeout.
-MUST = STARTED | {"command", "engine", "ray", "gpus"}
+MUST = STARTED | {"command", "engine", "ray", "openmpi", "gpus"}
 # A pod that leaves the channel cannot be watched by one that stays: whatever --mismatch says, no group has both.
 NEVER = frozenset({"exec"})
 GPUS = frozenset({"gpus", "GPU", "driver"})  # facts of the GPUs, which an excluded leader does not have
-OF_COMMAND = frozenset({"command", "engine", "ray", "python"})  # not known before a command is
+OF_COMMAND = frozenset({"command", "engine", "ray", "openmpi", "python"})  # not known before a command is
 SHOWN = 80  # characters of a value: it comes from outside
 ROWS = 32  # members that a table names one by one
 # What the ranks of one communicator should agree on: how they talk, and in what pieces. Left out is what names one
@@ -81,6 +81,7 @@ FACTS = (
         "engine", "engine", lambda join: " ".join(filter(None, (join.facts.engine, join.node.engine_version))) or None
     ),
     Fact("ray", "Ray", lambda join: join.node.ray),
+    Fact("openmpi", "Open MPI", lambda join: join.node.openmpi),
     Fact("gpus", "GPU count", lambda join: str(join.node.gpus)),
     Fact("GPU", "GPU", lambda join: join.facts.gpu_model),
     Fact("driver", "driver", lambda join: join.facts.driver),

@@ -45,6 +45,7 @@ class Seat:
     since: float = field(default_factory=time.monotonic)  # when it entered the phase
     done: bool = False
     prepared: bool = False
+    equipped: m.Equipped | None = None
     detached: bool = False
     drained: bool = False
     cleared: bool = False
@@ -132,12 +133,12 @@ class LeaderSide:
         return nodes
 
     def not_yet(self, state: str) -> list[int]:
-        """The members that have not said "prepared" or "detached" yet."""
+        """The members that have not said "equipped", "prepared" or "detached" yet."""
         seats = self.seats
         return [i for i in range(1, self.group.size) if i not in seats or not getattr(seats[i], state)]
 
     async def wait_all(self, state: str) -> None:
-        """Until every member has said "prepared", or "detached"."""
+        """Until every member has said "equipped", "prepared", or "detached"."""
         while self.not_yet(state):
             self._said.clear()
             await self._said.wait()
@@ -309,6 +310,9 @@ class LeaderSide:
                 case m.Prepared():
                     seat.prepared = True
                     seat.enter("prepared")
+                    self._said.set()
+                case m.Equipped():
+                    seat.equipped = message
                     self._said.set()
                 case m.Detached():
                     seat.detached = True

@@ -74,6 +74,7 @@ class MemberSide:
         self.wire: Wire | None = None
         self.peer_timeout = peer_timeout  # until the leader has told its own, which counts
         self.formed: asyncio.Future[list[m.NodeFacts]] = asyncio.get_running_loop().create_future()
+        self.handed: asyncio.Future[m.Handed] = asyncio.get_running_loop().create_future()
         self.may_become = asyncio.Event()
         self._port = port
         self._digest = digest
@@ -248,6 +249,9 @@ class MemberSide:
                 case m.Formed(nodes) if len(nodes) == self.group.size:
                     if not self.formed.done():
                         self.formed.set_result(nodes)
+                case m.Handed():
+                    if not self.handed.done():
+                        self.handed.set_result(message)
                 case m.Detach():
                     await wire.send(m.Detached())
                 case m.Become():

@@ -47,6 +47,7 @@ class NodeFacts:
     gpus: int
     engine_version: str | None = None
     ray: str | None = None
+    openmpi: str | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +119,24 @@ class Formed:
     """leader -> members: all are here; nodes by index."""
 
     nodes: list[NodeFacts]
+
+
+@dataclass(frozen=True)
+class Handed:
+    """leader -> members, for a launch over MPI: the public key that it comes with, where it comes over ssh; and its
+    variables, those that a rank has where its own pod lacks them, and those that it has in any case."""
+
+    client_key: str | None
+    lacking: dict[str, str]
+    always: dict[str, str]
+
+
+@dataclass(frozen=True)
+class Equipped:
+    """member -> leader: ready for MPI's daemon; over ssh its public host key, and as whom it lets the leader in."""
+
+    host_key: str | None = None
+    user: str | None = None
 
 
 @dataclass(frozen=True)
@@ -248,6 +267,8 @@ Message = (
     | Refused
     | Welcome
     | Formed
+    | Handed
+    | Equipped
     | Phase
     | Ping
     | Pong

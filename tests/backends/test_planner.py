@@ -32,7 +32,7 @@ def refusal(made: Request) -> str:
 
 
 def test_the_names_that_a_user_may_choose_are_these() -> None:
-    assert NAMES == ("auto", "vllm", "sglang", "torchrun", "ray", "generic")
+    assert NAMES == ("auto", "vllm", "sglang", "tensorrt-llm", "mpi", "torchrun", "ray", "generic")
 
 
 @pytest.mark.parametrize(
@@ -78,20 +78,6 @@ def test_a_user_who_says_sglang_must_start_sglang(line: str) -> None:
     text = refusal(request(line, options=Options(backend="sglang")))
     assert text.startswith(f"--backend sglang, but no SGLang server was found in: {line}\n")
     assert "expected: `sglang serve …`" in text
-
-
-@pytest.mark.parametrize(
-    ("line", "engine"),
-    [
-        ("trtllm-serve m --tp_size 16", "tensorrt-llm"),
-    ],
-)
-def test_a_known_engine_whose_groups_cannot_be_formed_yet_is_refused(line: str, engine: str) -> None:
-    assert refusal(request(line)) == (
-        f"this version of lwsrun cannot form a group for {engine}\n"
-        "  expected: one of: vllm, sglang, torchrun, ray, generic\n"
-        "  to do: a later version will; --backend generic runs the command unchanged on every pod"
-    )
 
 
 @pytest.mark.parametrize(

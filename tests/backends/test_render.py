@@ -143,6 +143,7 @@ def test_the_data_is_stable_and_complete() -> None:
         "services",
         "gates",
         "main",
+        "mpi",
         "decisions",
         "notes",
     }

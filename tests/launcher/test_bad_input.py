@@ -49,7 +49,22 @@ CASES = [
         "Usage",
         "'fast' is not one of",
     ),
-    (["plan", "--size=2", "--gpus-per-node=4", "--", "trtllm-serve", "m"], "cannot form a group for tensorrt-llm", ""),
+    (
+        ["plan", "--size=2", "--gpus-per-node=4", "--", "trtllm-serve", "m"],
+        "TP 1 × PP 1 needs 1 GPU; the group has 2 nodes × 4 = 8",
+        "Fits: TP 8 × PP 1",
+    ),
+    (
+        ["plan", "--size=2", "--gpus-per-node=4", "--backend=mpi", "--", "mpirun", "-np", "8", "a.out"],
+        "mpirun in the command",
+        "lwsrun writes the mpirun",
+    ),
+    (
+        ["start", "--size=1", "--exec", "--gpus-per-node=1", "--backend=mpi", "--", "true"],
+        "--exec with MPI",
+        "leave --exec out",
+    ),
+    (["start", "--size=1", "--mpi-ports=80", "--", "true"], "Usage", "'80' is not a range of ports"),
 ]
 
 

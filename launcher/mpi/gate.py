@@ -1,0 +1,67 @@
+"""What sshd runs for the leader's key, whatever was asked for: MPI's daemon, with what a rank of this pod starts from.
+
+Usage, in authorized_keys: python -I -S gate.py DIRECTORY. It imports nothing of lwsrun's and little of Python's: it
+stands between the leader and each daemon. sshd gives it none of the pod's environment; that lies in the directory.
+"""
+
+import json
+import os
+import shlex
+import sys
+
+REFUSED = 126  # as a shell says "found, but not executed"
+HELLO = "lwsrun-hello"  # the leader's first login asks whether this gate is there
+DAEMONS = ("orted", "prted")
+# What mpirun puts before its daemon.
+SETS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OPAL_PREFIX", "OMPI_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX")
+
+
+def why_not(command: str) -> str:
+    """Why this is not the command of an MPI daemon, in mpirun's form; "" when it is.
+
+    NAME=value ; export NAME ; … /path/orted ARGUMENTS, and no other operator or substitution.
+    """
+    if any(text in command for text in ("`", "$(", "\n", "\r", "\0")):
+        return "it has a substitution or several lines"
+    lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
+    lexer.commenters, lexer.whitespace_split = "", True
+    try:
+        tokens = list(lexer)
+    except ValueError as error:
+        return str(error)
+    statements: list[list[str]] = [[]]
+    for token in tokens:
+        if token == ";":
+            statements.append([])
+        elif token and set(token) <= set("();<>|&"):
+            return f"it has the operator {token}"
+        else:
+            statements[-1].append(token)
+    statements = [words for words in statements if words]
+    if not statements or os.path.basename(statements[-1][0]) not in DAEMONS:
+        return "it does not start orted or prted"
+    for words in statements[:-1]:
+        name = words[1] if words[0] == "export" and len(words) == 2 else words[0].partition("=")[0]
+        if name not in SETS or (words[0] != "export" and (len(words) != 1 or "=" not in words[0])):
+            return f"it has more than MPI's daemon: {' '.join(words)[:80]}"
+    return ""
+
+
+def main() -> None:
+    command = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    if command == HELLO:
+        print(HELLO)
+        return
+    refusal = why_not(command)
+    if refusal:
+        print(f"lwsrun: refused: only MPI's daemon may be started here; {refusal}", file=sys.stderr)
+        sys.exit(REFUSED)
+    with open(os.path.join(sys.argv[1], "environment.json"), errors="surrogateescape") as file:
+        environment = json.load(file)
+    directory = environment.pop("", "/")  # no variable has this name
+    os.chdir(directory)
+    os.execve("/bin/sh", ["/bin/sh", "-c", command], environment)
+
+
+if __name__ == "__main__":
+    main()
