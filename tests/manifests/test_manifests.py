@@ -28,12 +28,15 @@ OTHERS = {"PodMonitor"}
 
 # Read once instead of once per document.
 utils.schema_contents = functools.cache(utils.schema_contents)
+utils.all_versions = functools.cache(utils.all_versions)
 
 
 def accepted(document: Document) -> None:
     """Raises where the API server would not take it."""
     if document["kind"] in crds.FILES:
-        faults = [f"{fault.json_path}: {fault.message}" for fault in crds.validator(document["kind"]).iter_errors(document)]
+        faults = [
+            f"{fault.json_path}: {fault.message}" for fault in crds.validator(document["kind"]).iter_errors(document)
+        ]
         assert not faults, faults
         for template in templates(document):
             pod = {"apiVersion": "v1", "kind": "PodTemplate", "metadata": {"name": "x"}}
@@ -57,7 +60,9 @@ def test_a_directory_renders_to_what_the_api_server_accepts(directory: str) -> N
 
 @pytest.mark.parametrize("breakage", ["unknown field", "wrong type", "bad enum", "unknown pod field"])
 def test_a_fault_in_a_manifest_is_noticed(breakage: str) -> None:
-    document: Document = json.loads(json.dumps(next(d for d in render("vllm-native") if d["kind"] == "LeaderWorkerSet")))
+    document: Document = json.loads(
+        json.dumps(next(d for d in render("vllm-native") if d["kind"] == "LeaderWorkerSet"))
+    )
     template = document["spec"]["leaderWorkerTemplate"]
     if breakage == "unknown field":
         template["sizes"] = 2
@@ -172,7 +177,8 @@ def test_services_policies_and_monitors_name_pods_and_ports_that_there_are(direc
         if document["kind"] == "HorizontalPodAutoscaler":
             target = spec["scaleTargetRef"]
             assert any(
-                (d["apiVersion"], d["kind"], d["metadata"]["name"]) == (target["apiVersion"], target["kind"], target["name"])
+                (d["apiVersion"], d["kind"], d["metadata"]["name"])
+                == (target["apiVersion"], target["kind"], target["name"])
                 for d in documents
             )
 
