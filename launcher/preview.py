@@ -26,8 +26,9 @@ def preview(
     index: int | None,
     environ: Mapping[str, str] | None = None,
 ) -> list[tuple[dict[str, Any], str]]:
-    """(data, text) for each pod, or for one, as if its template set environ. Raises ConfigError, also for an index outside
-    the group.
+    """(data, text) for each pod, or for one; environ: what its template sets.
+
+    Raises ConfigError, also for an index outside the group.
     """
     if index is not None and index >= size:
         raise ConfigError(Fault(f"--index is {index}", f"0 to {size - 1}, because the size is {size}"))

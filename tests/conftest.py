@@ -59,7 +59,7 @@ class Simulation:
 Simulate = Callable[..., Simulation]
 
 
-# What a plain clone has not got, and only this: the complete CRDs, of which tests/manifests/schemas holds the part that counts.
+# What a plain clone has not got, and only this: LWS's complete CRDs. tests/manifests/schemas has the part that counts.
 MAY_BE_ABSENT = "../shared/data"
 
 

@@ -34,12 +34,12 @@ OVERLAYS = [d for d in directories() if "overlays" in d]
 
 
 @pytest.fixture
-def pod_environ(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+def pod_environ(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """No variable of the machine that runs the tests counts as the pod's."""
     for name in list(os.environ):
         if name.startswith(("LWSRUN_", "LWS_")):
             monkeypatch.delenv(name)
-    yield monkeypatch
+    return monkeypatch
 
 
 def planned(
