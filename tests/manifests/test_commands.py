@@ -63,10 +63,11 @@ def planned(
         answering=budget.answering, channel_port=given["port"], **{name: given[name] for name in OF_BACKENDS}
     )
     own = {name: value for name, value in environ.items() if not name.startswith("LWSRUN_")}
-    version = next(o.default for o in cli.plan.params if o.name == "image_engine")
+    # What `lwsrun plan` takes the image to have, unless it is told otherwise.
+    images = {str(o.name).removeprefix("image_"): o.default for o in cli.plan.params if str(o.name)[:6] == "image_"}
     ((_, text),) = preview.preview(
-        argv=given["command"] or command, size=size, gpus=gpus, ray=ray, engine=version, options=options, index=index,
-        environ=own,
+        argv=given["command"] or command, size=size, gpus=gpus, options=options, index=index, environ=own,
+        **images | {"ray": ray},
     )  # fmt: skip
     return text
 
