@@ -23,7 +23,10 @@ Made by `make golden` from the command line itself; do not edit it. Durations ar
 an option that can be repeated is split at spaces.
 """
 # Read from the environment without being an option: they must never stand in an argv, or are no choice of the user's.
-VARIABLES = {VARIABLE: "the group's shared secret, 16 bytes or more: [security.md](security.md)"}
+VARIABLES = {
+    VARIABLE: "the group's shared secret, 16 bytes or more: [security.md](security.md)",
+    "LWSRUN_EXTRACT_DIR": "where the one file `dist/lwsrun` unpacks itself: [install.md](install.md)",
+}
 # Set by lwsrun for processes that it starts itself: no user writes these.
 INTERNAL: frozenset[str] = frozenset()
 

@@ -27,6 +27,7 @@ from launcher.token import VARIABLE, read_token
 GOLDEN = Path(__file__).parent / "golden"
 WRITE = bool(os.environ.get("LWSRUN_WRITE_GOLDEN"))
 OTHERS = ROOT / "container" / "others"
+ONE_FILE = "LWSRUN_EXTRACT_DIR"  # read by dist/lwsrun before the launcher is there
 RAY = "2.60.0"
 WITH_RAY = ("vllm-ray", "ray-leader-excluded")  # whose images have Ray
 SETS = [d for d in directories() if d != "base" and "overlays" not in d]
@@ -55,7 +56,7 @@ def planned(
         context = cli.start.make_context("lwsrun start", argv[start + 1 :])
     given: dict[str, Any] = context.params
     known = {option.envvar or f"LWSRUN_{str(option.name).upper()}" for option in cli.start.params}
-    unknown = {n for n in environ if n.startswith("LWSRUN_")} - known - {VARIABLE}
+    unknown = {n for n in environ if n.startswith("LWSRUN_")} - known - {VARIABLE, ONE_FILE}
     assert not unknown, f"no option of `lwsrun start` reads {', '.join(sorted(unknown))}"
     assert read_token(environ.get(VARIABLE), given["token_file"]), "every manifest has a token"
     budget = share_out(given["drain_timeout"], given["drain_delay"], given["termination_grace_period"])
