@@ -12,6 +12,7 @@ from typing import Any
 import crds
 import kubernetes_validate
 import pytest
+import yaml
 from kubernetes_validate import utils
 from rendered import MANIFESTS, Document, Template, all_templates, directories, render, templates
 
@@ -181,6 +182,23 @@ def test_services_policies_and_monitors_name_pods_and_ports_that_there_are(direc
                 == (target["apiVersion"], target["kind"], target["name"])
                 for d in documents
             )
+
+
+def test_the_pods_of_other_controllers_are_pods_that_kubernetes_takes() -> None:
+    pods: dict[str, list[Document]] = {}
+    for file in (MANIFESTS.parent / "others").glob("*.yaml"):
+        spec = yaml.safe_load(file.read_text())["spec"]
+        if file.stem == "grove":
+            pods[file.stem] = [clique["spec"]["podSpec"] for clique in spec["template"]["cliques"]]
+        elif file.stem == "kserve":
+            pods[file.stem] = [spec["template"], spec["worker"]]
+        else:
+            extra = [dict(service["extraPodSpec"]) for service in spec["services"].values()]
+            pods[file.stem] = [{"containers": [{"name": "main", **pod.pop("mainContainer")}], **pod} for pod in extra]
+    assert set(pods) == {"grove", "kserve", "dynamo"}
+    for pod in (pod for found in pods.values() for pod in found):
+        document = {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": "x"}, "spec": pod}
+        kubernetes_validate.validate(document, VERSIONS[-1], strict=True)
 
 
 def selected(selector: Document, labels: dict[str, str]) -> bool:
