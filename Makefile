@@ -60,10 +60,12 @@ lint: $(VENV)/.ready
 test: lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine" -n 3
 
-# Writes what `lwsrun plan` says of each documented command anew; read the difference before you keep it.
+# Writes anew what `lwsrun plan` says of each documented command and manifest, and docs/reference.md; read the
+# difference before you keep it.
 golden: $(VENV)/.ready
-	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/launcher/test_golden.py
-	@git --no-pager diff --stat -- tests/golden
+	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/docs/test_reference.py \
+		tests/launcher/test_golden.py tests/manifests/test_commands.py
+	@git --no-pager diff --stat -- tests/golden tests/manifests/golden docs/reference.md
 
 TESTS ?= tests/engines
 test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from backends.errors import ConfigError, Fault
@@ -25,8 +26,12 @@ def preview(
     openmpi: str,
     options: Options,
     index: int | None,
+    environ: Mapping[str, str] | None = None,
 ) -> list[tuple[dict[str, Any], str]]:
-    """(data, text) for each pod, or for one. Raises ConfigError, also for an index outside the group."""
+    """(data, text) for each pod, or for one; environ: what its template sets.
+
+    Raises ConfigError, also for an index outside the group.
+    """
     if index is not None and index >= size:
         raise ConfigError(Fault(f"--index is {index}", f"0 to {size - 1}, because the size is {size}"))
     nodes = tuple(
@@ -48,7 +53,7 @@ def preview(
     shown = []
     for i in range(size) if index is None else (index,):
         group = Group(ADDRESS, size, i, ADDRESS)
-        made = make_plan(Request(group, nodes, argv, options, {}, {TOKEN: "minted per run"}))
+        made = make_plan(Request(group, nodes, argv, options, environ or {}, {TOKEN: "minted per run"}))
         shown.append((plan_data(group, nodes[i], made), plan_text(group, nodes[i], made)))
     return shown
 
