@@ -88,7 +88,7 @@ bench-failure: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
 lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install -q -e '.[dev,ray]'
-	.lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	.lock/bin/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock
 	rm -rf .lock
 
 clean:

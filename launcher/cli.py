@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
@@ -25,6 +26,12 @@ from launcher.options import OF_BACKENDS, PASS_THROUGH, SECONDS, backend_options
 from launcher.output import HEAD
 from launcher.settings import PORT, TERMINATION_LOG, Settings
 from launcher.token import VARIABLE, read_token
+
+ELSEWHERE = {
+    "completion": "launcher.extras",
+    "simulate": "launcher.simulate.cli",
+    "unpack": "launcher.extras",
+}
 
 
 def fail(error: ConfigError, hold_seconds: float = 0) -> NoReturn:
@@ -95,21 +102,29 @@ def open_standard_streams() -> None:
 
 
 class Commands(click.Group):
-    """`simulate` has a module of its own, which is imported only for those who name it or list the commands."""
+    """Some have a module of their own, which is imported only for those who name it or list the commands."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "simulate"])
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "simulate":
-            from launcher.simulate.cli import simulate
-
-            return simulate
+        if cmd_name in ELSEWHERE:
+            command: click.Command = getattr(import_module(ELSEWHERE[cmd_name]), cmd_name)
+            return command
         return super().get_command(ctx, cmd_name)
 
 
+def show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from launcher.ourselves import describe
+
+        click.echo(describe())
+        context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="lwsrun", prog_name="lwsrun")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
+              help="Show the version, what it was built from, and which Python runs it.")  # fmt: skip
 @click.pass_context
 def lwsrun(context: click.Context) -> None:
     """Turn a single-node serving command into a multi-node one, as PID 1 in every pod of a LeaderWorkerSet group.

@@ -14,7 +14,7 @@ import os
 import sys
 from pathlib import Path
 
-from launcher import exits, kernel
+from launcher import exits, kernel, ourselves
 from launcher.simulate import namespaces
 from launcher.simulate.spec import Spec, load
 
@@ -65,7 +65,7 @@ def become_launcher(spec: Spec, index: int, generation: int) -> None:
         environ["TMPDIR"] = "/tmp"
     else:
         environ.update(LWSRUN_POD_IP=spec.ip(index, generation), LWSRUN_LISTEN=spec.ip(index, generation))
-    argv = [sys.executable, "-m", "launcher", "start", *spec.start_options, "--", *spec.command_of(index)]
+    argv = ourselves.command("launcher", "start", *spec.start_options, "--", *spec.command_of(index))
     os.execve(sys.executable, argv, environ)
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher import ourselves
 
 NAMESPACE = "default"
 LWS = "sim"
@@ -77,7 +78,7 @@ class Spec:
         command = self.command if index == 0 or self.worker_command is None else self.worker_command
         if not command or not any(fault.what in WRAPPED for fault in self.faults):
             return command
-        return [sys.executable, "-m", "launcher.simulate.faults.wrapper", self.directory, "--", *command]
+        return ourselves.command("launcher.simulate.faults.wrapper", self.directory, "--", *command)
 
     def ip(self, index: int, generation: int = 0) -> str:
         """A recreated pod has a new address; one whose container was restarted keeps its own."""
