@@ -13,7 +13,7 @@ if sys.version_info >= (3, 8):
 
 import os
 import stat
-from importlib.machinery import EXTENSION_SUFFIXES
+from importlib.machinery import EXTENSION_SUFFIXES, ExtensionFileLoader, FileFinder, SourceFileLoader
 
 # build.py fills these two in.
 DIGEST = ""
@@ -42,6 +42,8 @@ def main():
         return
     directory = find_or_make()
     sys.path[:] = [directory] + [entry for entry in sys.path if os.path.abspath(entry or ".") != FILE]
+    if sys.dont_write_bytecode:
+        keep_bytecode(directory)
     from launcher import ourselves
 
     ourselves.ONE_FILE = FILE
@@ -55,6 +57,29 @@ def main():
         from launcher.cli import run
 
         run()
+
+
+class Keeping(SourceFileLoader):
+    """Keeps what it compiles, in spite of PYTHONDONTWRITEBYTECODE."""
+
+    def get_code(self, fullname):
+        before, sys.dont_write_bytecode = sys.dont_write_bytecode, False
+        try:
+            return super().get_code(fullname)
+        finally:
+            sys.dont_write_bytecode = before
+
+
+def keep_bytecode(directory):
+    """Many images forbid it for the sake of their layers; our directory is none, and every start would compile anew."""
+    hook = FileFinder.path_hook((ExtensionFileLoader, EXTENSION_SUFFIXES), (Keeping, [".py"]))
+
+    def ours(path):
+        if path != directory and not path.startswith(directory + os.sep):
+            raise ImportError(path)
+        return hook(path)
+
+    sys.path_hooks.insert(0, ours)
 
 
 def find_or_make():
@@ -76,7 +101,7 @@ def find_or_make():
             if create:
                 os.makedirs(parent, exist_ok=True)
                 check_executable(parent)
-                extract(path, 0o700, compiled=sys.dont_write_bytecode)
+                extract(path, 0o700, compiled=False)
                 return path
         except Unusable as error:
             reasons.append(str(error))
@@ -158,9 +183,8 @@ def extract(path, mode, compiled):
 
 
 def compile_all(made, path):
-    """Where Python itself will not be able to keep what it compiles.
-
-    By unchecked hash: image builders change the times by which a .pyc file is otherwise compared with its source.
+    """For users who cannot write there. By unchecked hash: image builders change the times of files, by which a .pyc
+    file is otherwise compared with its source.
     """
     import compileall
     import py_compile

@@ -78,7 +78,7 @@ def build_wheel(output: Path) -> Path:
             else:
                 shutil.copy(ROOT / name, stage / name)
         if revision := git("rev-parse", "--short=12", "HEAD"):
-            changed = "-dirty" if git("status", "--porcelain", "--", *SOURCES) else ""
+            changed = "-dirty" if git("status", "--porcelain", "--", *SOURCES, "onefile", "requirements.lock") else ""
             (stage / "launcher" / "revision").write_text(revision + changed + "\n")
         for path in stage.rglob("*"):
             path.chmod(0o755 if path.is_dir() else 0o644)
