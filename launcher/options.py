@@ -110,14 +110,20 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
-def make_options(*, kind: str | None, env: tuple[str, ...], peer_timeout: float, **others: Any) -> Options:
-    """Raises ConfigError for an --env that is no NAME=VALUE."""
+def parse_env(option: str, texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE as pairs. Raises ConfigError for what is none."""
     pairs = []
-    for text in env:
+    for text in texts:
         name, equals, value = text.partition("=")
         if not equals or not name:
-            raise ConfigError(Fault(f"--env {text!r}", "NAME=VALUE"))
+            raise ConfigError(Fault(f"{option} {text!r}", "NAME=VALUE"))
         pairs.append((name, value))
+    return tuple(pairs)
+
+
+def make_options(*, kind: str | None, env: tuple[str, ...], peer_timeout: float, **others: Any) -> Options:
+    """Raises ConfigError for an --env that is no NAME=VALUE."""
+    pairs = parse_env("--env", env)
     if peer_timeout <= 0:
         raise ConfigError(Fault("--peer-timeout is 0", "a duration above zero, such as 15s"))
-    return Options(kind=Kind(kind) if kind else None, env=tuple(pairs), peer_timeout=peer_timeout, **others)
+    return Options(kind=Kind(kind) if kind else None, env=pairs, peer_timeout=peer_timeout, **others)

@@ -67,6 +67,9 @@ class Spec:
     max_recreations: int
     keep_logs: str | None
     colour: bool
+    root_fs: str | None = None  # an image's root file system, which the pods run from
+    root_env: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # the image's own variables
+    root_user: tuple[int, int] | None = None  # None: root
 
     def host(self, index: int) -> str:
         """The pod's host name, as LWS names pods of the first group."""
@@ -118,4 +121,5 @@ def load(text: str) -> Spec:
     data: dict[str, Any] = json.loads(text)
     data["faults"] = [Fault(**fault) for fault in data["faults"]]
     data["publish"] = [(fd, port) for fd, port in data["publish"]]
+    data["root_user"] = tuple(data["root_user"]) if data["root_user"] else None
     return Spec(**data)
