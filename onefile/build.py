@@ -183,11 +183,11 @@ def tag_of(target: Target) -> str:
 
 def archive(files: dict[str, bytes], compression: int) -> bytes:
     buffer = io.BytesIO()
-    with zipfile.ZipFile(buffer, "w", compression, compresslevel=9) as made:
+    with zipfile.ZipFile(buffer, "w", compression, compresslevel=6) as made:
         for name in sorted(files):
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.create_system, entry.external_attr, entry.compress_type = 3, 0o100644 << 16, compression
-            made.writestr(entry, files[name], compresslevel=9)
+            made.writestr(entry, files[name], compresslevel=6)
     return buffer.getvalue()
 
 
