@@ -2,7 +2,7 @@
 
     make bench-startup
 
-Both run under the same Python, in turns, so that a busy machine slows both. `start` is a whole pod of a group of one whose
+Both run under the same Python, in turns, so that a busy machine slows both. `start` is the pod of a group of one whose
 command is `true`.
 """
 
