@@ -21,7 +21,8 @@ USER = 12345  # whom /etc/passwd does not know
 LOOK = """
 import importlib.util, os, sys
 print(os.environ.get("PYTHONPATH"), sys.path)
-print([importlib.util.find_spec(name) for name in ("aiohttp", "click", "launcher", "psutil")])
+found = [importlib.util.find_spec(name) for name in ("aiohttp", "click", "launcher", "psutil")]
+print([spec and spec.origin for spec in found])
 """
 
 
@@ -106,10 +107,10 @@ def test_a_group_of_pods_starts_itself_from_the_one_file(one_file: Path, unpacke
 
 def test_the_engine_sees_nothing_of_our_packages(one_file: Path, unpacked: Path, python: Path, tmp_path: Path) -> None:
     alone = subprocess.run(
-        [python, "-c", LOOK], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path)}
+        [python, "-P", "-c", LOOK], capture_output=True, text=True, check=True, env={"PYTHONPATH": str(tmp_path)}
     )
     assert "launcher" not in alone.stdout
-    command = ("start", "--size=1", "--", str(python), "-c", LOOK)
+    command = ("start", "--size=1", "--", str(python), "-P", "-c", LOOK)
     done = run(python, one_file, *command, place=unpacked, PYTHONPATH=str(tmp_path))
     assert done.stdout == alone.stdout, done.stderr
     done = run(python, one_file, "start", "--size=1", "--", "env", place=unpacked)
