@@ -91,7 +91,8 @@ def build_wheel(output: Path) -> Path:
 
 def pip(*arguments: str | Path, **environ: str) -> None:
     argv = [sys.executable, "-m", "pip", "--disable-pip-version-check", *map(str, arguments)]
-    subprocess.run(argv, check=True, env={**os.environ, **environ})
+    # The files' modes are kept in a wheel.
+    subprocess.run(argv, check=True, env={**os.environ, **environ}, umask=0o022)
 
 
 def closure() -> dict[str, str]:
