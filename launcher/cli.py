@@ -39,6 +39,15 @@ from launcher.output import HEAD
 from launcher.settings import TERMINATION_LOG, Settings
 from launcher.token import VARIABLE, read_token
 
+ELSEWHERE = {
+    "check": "launcher.check.cli",
+    "completion": "launcher.extras",
+    "simulate": "launcher.simulate.cli",
+    "smoke": "launcher.smoke.cli",
+    "status": "launcher.status_cli",
+    "unpack": "launcher.extras",
+}
+
 
 def fail(error: ConfigError, hold_seconds: float = 0) -> NoReturn:
     """Tell the faults and end with the configuration code."""
@@ -111,19 +120,12 @@ class Commands(click.Group):
     """Some commands have a module of their own, imported only for those who name one or list them. `probe` is only
     listed here: __main__ runs it without us."""
 
-    modules = {
-        "check": "launcher.check.cli",
-        "simulate": "launcher.simulate.cli",
-        "smoke": "launcher.smoke.cli",
-        "status": "launcher.status_cli",
-    }
-
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "probe", *self.modules])
+        return sorted([*super().list_commands(ctx), "probe", *ELSEWHERE])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name in self.modules:
-            command: click.Command = getattr(import_module(self.modules[cmd_name]), cmd_name)
+        if cmd_name in ELSEWHERE:
+            command: click.Command = getattr(import_module(ELSEWHERE[cmd_name]), cmd_name)
             return command
         if cmd_name == "probe":
             from launcher.probe import ABOUT
@@ -132,8 +134,17 @@ class Commands(click.Group):
         return super().get_command(ctx, cmd_name)
 
 
+def show_version(context: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from launcher.ourselves import describe
+
+        click.echo(describe())
+        context.exit()
+
+
 @click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="lwsrun", prog_name="lwsrun")
+@click.option("--version", is_flag=True, expose_value=False, is_eager=True, callback=show_version,
+              help="Show the version, what it was built from, and which Python runs it.")  # fmt: skip
 @click.pass_context
 def lwsrun(context: click.Context) -> None:
     """Turn a single-node serving command into a multi-node one, as PID 1 in every pod of a LeaderWorkerSet group.

@@ -223,6 +223,17 @@ def timing_options(drain_delay: str) -> Callable[[Any], Any]:
     )  # fmt: skip
 
 
+def parse_env(option: str, texts: tuple[str, ...]) -> tuple[tuple[str, str], ...]:
+    """NAME=VALUE as pairs. Raises ConfigError for what is none."""
+    pairs = []
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise ConfigError(Fault(f"{option} {text!r}", "NAME=VALUE"))
+        pairs.append((name, value))
+    return tuple(pairs)
+
+
 def make_options(
     *,
     kind: str | None,
@@ -239,12 +250,7 @@ def make_options(
     **others: Any,
 ) -> Options:
     """Raises ConfigError for an --env that is no NAME=VALUE."""
-    pairs = []
-    for text in env:
-        name, equals, value = text.partition("=")
-        if not equals or not name:
-            raise ConfigError(Fault(f"--env {text!r}", "NAME=VALUE"))
-        pairs.append((name, value))
+    pairs = parse_env("--env", env)
     if peer_timeout <= 0:
         raise ConfigError(Fault("--peer-timeout is 0", "a duration above zero, such as 15s"))
     first, _, last = (mpi_ports or "").partition("-")
@@ -258,4 +264,4 @@ def make_options(
         arguments=mpi_arg,
         timeout=mpi_timeout,
     )
-    return Options(kind=Kind(kind) if kind else None, env=tuple(pairs), peer_timeout=peer_timeout, mpi=mpi, **others)
+    return Options(kind=Kind(kind) if kind else None, env=pairs, peer_timeout=peer_timeout, mpi=mpi, **others)

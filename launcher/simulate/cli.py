@@ -20,13 +20,15 @@ from launcher.options import (
     SMOKE_FIRST,
     backend_options,
     make_options,
+    parse_env,
     smoke_options,
     timing_options,
 )
 from launcher.settings import PORT
 from launcher.simulate import sandbox
 from launcher.simulate.faults.schedule import NETWORK, read_faults
-from launcher.simulate.spec import Spec
+from launcher.simulate.spec import WRAPPED, Spec
+from launcher.simulate.spec import Fault as FaultOf
 
 # Each pod has its own of these, or gets them by option.
 NOT_FOR_PODS = frozenset(
@@ -76,6 +78,13 @@ HANDED_ON = (
               help="LeaderReady: the workers are created when the leader's /readyz answers 200.")  # fmt: skip
 @click.option("--keep-logs", metavar="DIR", type=click.Path(file_okay=False), default=None, show_envvar=True,
               help="Keep each pod's output, and a result.json, in DIR.")  # fmt: skip
+@click.option("--root-fs", metavar="DIR", type=click.Path(file_okay=False, exists=True), default=None,
+              show_envvar=True, help="Pods run from this root file system, such as an image's that is mounted, as"
+              " their own: COMMAND behind its own lwsrun, with its variables and not with yours.")  # fmt: skip
+@click.option("--root-env", metavar="NAME=VALUE", multiple=True, show_envvar=True,
+              help="With --root-fs: a variable of the image, such as its PATH. Repeatable.")  # fmt: skip
+@click.option("--root-user", metavar="UID[:GID]", default=None, show_envvar=True,
+              help="With --root-fs: whom the pods run as, as runAsUser. Default: root.")  # fmt: skip
 @backend_options
 @timing_options(drain_delay="0s")
 @click.option("--exec", is_flag=True, show_envvar=True, help="As for `start`: the launchers become their engines.")
@@ -97,6 +106,9 @@ def simulate(
     max_recreations: int,
     startup_policy: str,
     keep_logs: str | None,
+    root_fs: str | None,
+    root_env: tuple[str, ...],
+    root_user: str | None,
     command: tuple[str, ...],
     **values: Any,
 ) -> None:
@@ -125,6 +137,7 @@ def simulate(
                 "no --then, and faults by time (kill:0@10s) or at `formed`",
             )
         )
+    check_root(root_fs, root_env, root_user, parsed)
     try:
         worker_argv = None if worker_command is None else shlex.split(worker_command)
     except ValueError as error:
@@ -142,6 +155,8 @@ def simulate(
     with sandbox.own_directory() as directory:
         isolated = sandbox.isolate(isolation)
         absent = [fault.what for fault in parsed if fault.what in NETWORK]
+        if root_fs is not None and not isolated:
+            raise ConfigError(Fault("--root-fs: plain loopback has no file systems", "--isolation namespaces"))
         if absent and not isolated:
             why = "plain loopback has neither links nor DNS of its own"
             raise ConfigError(Fault(f"{', '.join(absent)}: {why}", "--isolation namespaces"))
@@ -165,9 +180,32 @@ def simulate(
                 keep_logs=str(Path(keep_logs).absolute()) if keep_logs else None,
                 colour=sys.stdout.isatty(),
                 verb=verb,
+                root_fs=os.path.realpath(root_fs) if root_fs is not None else None,
+                root_env=list(parse_env("--root-env", root_env)),
+                root_user=parse_user(root_user),
             )
         )
     sys.exit(code)
+
+
+def check_root(root_fs: str | None, env: tuple[str, ...], user: str | None, faults: list[FaultOf]) -> None:
+    """Raises ConfigError for what does not go together."""
+    if root_fs is None and (env or user):
+        raise ConfigError(Fault("--root-env and --root-user are of the image that --root-fs names", "--root-fs DIR"))
+    if parse_user(user) and os.geteuid() != 0:
+        raise ConfigError(Fault("--root-user: only root can run pods as other users", "", "sudo lwsrun simulate …"))
+    wrapped = [fault.what for fault in faults if fault.what in WRAPPED]
+    if root_fs is not None and wrapped:
+        raise ConfigError(Fault(f"{', '.join(wrapped)}: the wrapper of that fault is not in the image", "other faults"))
+
+
+def parse_user(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    user, _, group = text.partition(":")
+    if not (user.isdigit() and (group or user).isdigit()):
+        raise ConfigError(Fault(f"--root-user {text!r}", "UID or UID:GID, in numbers"))
+    return int(user), int(group or user)
 
 
 def handed_on(values: dict[str, Any], names: list[str]) -> list[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from backends.group import member_name
-from launcher import exits, kernel
+from launcher import exits, kernel, ourselves
 from launcher.kernel import Caught
 from launcher.simulate import namespaces, policies
 from launcher.simulate.dns import serve_dns
@@ -167,9 +167,9 @@ class Cluster:
         spec = self.spec
         spec.directory_of(index, generation).mkdir()
         connected = int(self.injector.connected(spec.ip(index, generation)))
-        argv = (sys.executable, "-m", "launcher.simulate.pod", f"{spec.directory}/spec.json")
         numbers = (f"{index}", f"{generation}", f"{connected}")
-        child = self.supervisor.spawn(spec.host(index), (*argv, *numbers), dict(os.environ), merge=True)
+        argv = ourselves.command("launcher.simulate.pod", f"{spec.directory}/spec.json", *numbers)
+        child = self.supervisor.spawn(spec.host(index), argv, dict(os.environ), merge=True)
         life = Life(spec, index, generation, child, self.age)
         if index in self.pods:
             self.injector.tell_of_new(life, self.pods[index])

@@ -125,7 +125,8 @@ def furnish_pod(spec: Spec, index: int, generation: int) -> None:
     # A desktop's nsswitch.conf asks daemons of the host over sockets that reach across network namespaces.
     _bind_file(files / "nsswitch.conf", "/etc/nsswitch.conf", "passwd: files\ngroup: files\nhosts: files dns\n")
     kernel.mount("shm", "/dev/shm", "tmpfs", MS_NOSUID | MS_NODEV, f"size={spec.shm_bytes},mode=1777")
-    _own_tmp(files, spec)
+    if spec.root_fs is None:
+        _own_tmp(files, spec)
     os.chdir(here)
 
 

@@ -14,8 +14,8 @@ import os
 import sys
 from pathlib import Path
 
-from launcher import exits, kernel
-from launcher.simulate import namespaces
+from launcher import exits, kernel, ourselves
+from launcher.simulate import namespaces, root_fs
 from launcher.simulate.spec import Spec, load
 
 
@@ -33,6 +33,8 @@ def main(spec_file: str, index: int, generation: int, connected: int) -> None:
             kernel.die_with_parent()
             os.close(go)
             os.read(ready, 1)  # ends when our pid is written down
+            if spec.root_fs is not None:
+                root_fs.enter_root(spec, index, generation)
             namespaces.furnish_pod(spec, index, generation)
             become_launcher(spec, index, generation)
         except OSError as error:
@@ -52,11 +54,12 @@ def record(spec: Spec, index: int, generation: int, pid: int) -> None:
 def become_launcher(spec: Spec, index: int, generation: int) -> None:
     """exec: the pod's environment as LWS's webhook makes it, and the user's command behind `lwsrun start`."""
     directory = spec.directory_of(index, generation)
+    given = spec.environ if spec.root_fs is None else root_fs.environ_of(spec)
     environ = {
         "LWS_LEADER_ADDRESS": spec.leader_address(generation),
         "LWS_GROUP_SIZE": str(spec.size),
         "LWS_WORKER_INDEX": str(index),
-        **{name: value for name, value in spec.environ.items() if not name.startswith("LWS_")},
+        **{name: value for name, value in given.items() if not name.startswith("LWS_")},
         "HOSTNAME": spec.host(index),
         "LWSRUN_TERMINATION_LOG": str(directory / "termination-log"),
         "LWSRUN_PORT": str(spec.port),
@@ -66,7 +69,10 @@ def become_launcher(spec: Spec, index: int, generation: int) -> None:
     else:
         environ.update(LWSRUN_POD_IP=spec.ip(index, generation), LWSRUN_LISTEN=spec.ip(index, generation))
     command = ["--", *spec.command_of(index)] if spec.verb == "start" else []
-    argv = [sys.executable, "-m", "launcher", spec.verb, *spec.start_options, *command]
+    arguments = [spec.verb, *spec.start_options, *command]
+    if spec.root_fs is not None:
+        root_fs.become_lwsrun(arguments, spec, directory, environ)
+    argv = ourselves.command("launcher", *arguments)
     os.execve(sys.executable, argv, environ)
 
 

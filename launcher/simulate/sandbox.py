@@ -16,7 +16,7 @@ from pathlib import Path
 import click
 
 from backends.errors import ConfigError, Fault
-from launcher import exits
+from launcher import exits, ourselves
 from launcher.simulate.spec import Spec, dump
 
 PREFIX = "lwsrun-sim-"
@@ -100,7 +100,7 @@ def run(spec: Spec) -> int:
     file.write_text(dump(spec))
     signals = {signal.SIGCHLD, signal.SIGINT, signal.SIGTERM, signal.SIGHUP}
     signal.pthread_sigmask(signal.SIG_BLOCK, signals)
-    argv = [sys.executable, "-m", "launcher.simulate.cluster", str(file)]
+    argv = ourselves.command("launcher.simulate.cluster", str(file))
     # Its own session: a terminal's Ctrl-C reaches us alone, and the pods as a SIGTERM from the kubelet would.
     pid = os.posix_spawn(sys.executable, argv, os.environ, setsid=True)
     while True:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from launcher import ourselves
 
 NAMESPACE = "default"
 LWS = "sim"
@@ -67,6 +68,9 @@ class Spec:
     keep_logs: str | None
     colour: bool
     verb: str = "start"  # or "smoke", which has no command
+    root_fs: str | None = None  # an image's root file system, which the pods run from
+    root_env: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # the image's own variables
+    root_user: tuple[int, int] | None = None  # None: root
 
     def host(self, index: int) -> str:
         """The pod's host name, as LWS names pods of the first group."""
@@ -78,7 +82,7 @@ class Spec:
         command = self.command if index == 0 or self.worker_command is None else self.worker_command
         if not command or not any(fault.what in WRAPPED for fault in self.faults):
             return command
-        return [sys.executable, "-m", "launcher.simulate.faults.wrapper", self.directory, "--", *command]
+        return ourselves.command("launcher.simulate.faults.wrapper", self.directory, "--", *command)
 
     def ip(self, index: int, generation: int = 0) -> str:
         """A recreated pod has a new address; one whose container was restarted keeps its own."""
@@ -118,4 +122,5 @@ def load(text: str) -> Spec:
     data: dict[str, Any] = json.loads(text)
     data["faults"] = [Fault(**fault) for fault in data["faults"]]
     data["publish"] = [(fd, port) for fd, port in data["publish"]]
+    data["root_user"] = tuple(data["root_user"]) if data["root_user"] else None
     return Spec(**data)

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import sys
 from collections.abc import Callable, Coroutine
 from dataclasses import replace
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from launcher import ourselves
 from launcher.simulate.life import Life
 from launcher.simulate.screen import Screen
 from launcher.simulate.spec import PREVIOUS, STOP, Spec, dump
@@ -59,7 +59,7 @@ class PreviousGroup:
         self.screen.say("fault stale-leader: an earlier group forms first")
         for index in range(self.spec.size):
             self.spec.directory_of(index, PREVIOUS).mkdir()
-            argv = (sys.executable, "-m", "launcher.simulate.pod", str(file), str(index), str(PREVIOUS), "1")
+            argv = ourselves.command("launcher.simulate.pod", str(file), str(index), str(PREVIOUS), "1")
             child = self.supervisor.spawn(self.spec.host(index), argv, dict(os.environ), merge=True)
             life = Life(self.spec, index, PREVIOUS, child, self.age)
             self.lives.append(life)
