@@ -6,14 +6,13 @@ import asyncio
 import contextlib
 import json
 import signal
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 
 from backends.group import member_name
 from backends.plan import Gate, PortOpen, RayNodes
 from backends.plan_mpi import SshLogins
-from launcher import exits
+from launcher import exits, ourselves
 from launcher.supervisor import Child, Supervisor
 from launcher.waiting import saying
 
@@ -70,8 +69,7 @@ async def _ray_nodes(gate: RayNodes, reason: list[str], supervisor: Supervisor, 
 
 
 async def _ssh_logins(gate: SshLogins, reason: list[str], supervisor: Supervisor, environ: Mapping[str, str]) -> None:
-    knock = str(resources.files("launcher").joinpath("mpi/knock.py"))
-    argv = (sys.executable, "-P", knock, gate.directory, str(gate.timeout))
+    argv = ourselves.command("launcher.mpi.knock", gate.directory, str(gate.timeout))
     child, code = await _ask("ssh-logins", argv, reason, supervisor, environ, _not_in)
     if code != 0:
         words = child.keepsake.text() if code != 1 or not reason[0] else ""

@@ -14,7 +14,8 @@ def command(module: str, *arguments: str) -> list[str]:
 
     The engine's environment must not change, so the way to our packages is in the arguments and not in PYTHONPATH.
     """
-    return [sys.executable, *([ONE_FILE] if ONE_FILE else []), "-m", module, *arguments]
+    # -P: a package of our name in the working directory, which is the image's, is not ours.
+    return [sys.executable, *([ONE_FILE] if ONE_FILE else ["-P"]), "-m", module, *arguments]
 
 
 def revision() -> str:
