@@ -29,6 +29,7 @@ PURE_MODULES = frozenset(
         "re",
         "shlex",
         "typing",
+        "urllib.parse",
     }
 )
 PURE_PATH = frozenset({"basename", "commonpath", "dirname", "isabs", "join", "normpath", "split", "splitext"})

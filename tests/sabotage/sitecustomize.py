@@ -324,7 +324,7 @@ def every_address() -> None:
     resolver.resolve = first
 
 
-if os.environ.get("LWSRUN_TEST_SABOTAGE") and sys.orig_argv[1:4] == ["-m", "launcher", "start"]:
+if os.environ.get("LWSRUN_TEST_SABOTAGE") and " -m launcher start" in " ".join(sys.orig_argv[:5]):
     globals()[os.environ["LWSRUN_TEST_SABOTAGE"]]()
 
 
