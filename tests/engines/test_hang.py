@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import Simulate, Simulation
-from test_real_vllm import ASK, ON_CPU, serve, vllm
+from test_real_vllm import ON_CPU, serve, vllm
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 __all__ = ["vllm"]  # a fixture
 
 # Its health before and after; in the end the group is gone, or this script ends it.
 SCRIPT = """
+until curl -sf -o {file}.health http://$LEADER_IP:8000/health; do sleep 1; done
 curl -sSN -o {file} http://$LEADER_IP:8000/v1/completions -H 'Content-Type: application/json' -d '
   {{"model": "tiny", "prompt": "Hello", "max_tokens": 240, "ignore_eos": true, "stream": true}}' &
 for _ in $(seq 1500); do grep -q data: {file} && break; sleep 0.02; done
@@ -28,8 +29,8 @@ def stopped_under_traffic(
 ) -> Simulation:  # fmt: skip
     script = SCRIPT.format(file=tmp_path / "stream", wait=wait)
     done = simulate(
-        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", *options, f"--then={ASK} && {script}",
-        command=serve(vllm), limit=500, **ON_CPU,
+        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", *options, f"--then={script}",
+        command=serve(vllm), limit=800, **ON_CPU,
     )  # fmt: skip
     assert "data: {" in (tmp_path / "stream").read_text(), done.output[-3000:]
     assert "health is 200" in done.output, done.output[-3000:]
