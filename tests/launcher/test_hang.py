@@ -110,6 +110,15 @@ def test_an_engine_that_gets_no_further_with_its_requests_hangs_though_its_healt
     assert "the leader: the engine gets no further with 2 requests for 1.5 s: hung" in log.read_text()
 
 
+def test_an_idle_engine_that_stands_still_is_found_by_a_request_of_our_own(engine: Engine, tmp_path: Path) -> None:
+    with alone(engine, tmp_path, HANG) as (pod, log):
+        wait_until(lambda: engine.told("asked").count("/v1/completions") > 1)  # it answers them
+        assert pod.process.poll() is None
+        engine.says("stuck", 1)
+        assert pod.wait() == 70
+    assert "the leader: the engine gets no further with a request of ours for 1.5 s: hung" in log.read_text()
+
+
 @contextlib.contextmanager
 def group(engine: Engine, tmp_path: Path, *options: str) -> Iterator[tuple[Pod, Pod]]:
     """A leader whose engine serves and a worker with a part of it, as where the model spans both."""
@@ -126,7 +135,7 @@ def test_the_pod_whose_rank_stands_still_is_the_cause_in_every_pod(engine: Engin
     with group(engine, tmp_path, HANG) as (leader, worker):
         processes_of(worker.process.pid)[0].send_signal(signal.SIGSTOP)
         time.sleep(2.5)
-        assert leader.process.poll() is worker.process.poll() is None  # idle, nobody knows
+        assert leader.process.poll() is worker.process.poll() is None  # the leader's engine serves, as far as it knows
         engine.says("tokens", 7)
         engine.says("running", 1)
         assert (leader.wait(), worker.wait()) == (75, 70)
