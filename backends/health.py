@@ -20,6 +20,7 @@ from backends.plan import Health, Kind, Main, Plan, PortOpen, Progress, Request,
 
 SCHEMES = ("http", "https", "tcp")
 CERTIFICATE = Flag("--ssl-certfile", shortest="--ssl-certf")
+API_KEY = Flag("--api-key")
 CLIENT_CERTIFICATES = Flag("--ssl-cert-reqs", shortest="--ssl-cert-")  # Python's ssl.CERT_REQUIRED is 2
 # What moves with every step that an engine makes, and what it says to be working on (vllm/v1/metrics/loggers.py).
 VLLM_BUSY = ("vllm:num_requests_running",)
@@ -71,7 +72,7 @@ def _known(main: Main, request: Request) -> Health | None:
     at = main.serves
     match command.engine:
         case "vllm":
-            return _vllm(command, at)
+            return _vllm(command, at, request)
         case "sglang":
             page = _page(command, at)
             return Health(f"{page}/ready", otherwise=f"{page}/health", through=f"{page}/health_generate")
@@ -80,7 +81,7 @@ def _known(main: Main, request: Request) -> Health | None:
     return None
 
 
-def _vllm(command: Command, at: PortOpen) -> Health:
+def _vllm(command: Command, at: PortOpen, request: Request) -> Health:
     arguments = command.arguments
     supervised = _supervised(arguments)
     if supervised:  # vLLM's supervisor asks all servers of this pod
@@ -90,7 +91,10 @@ def _vllm(command: Command, at: PortOpen) -> Health:
         return Health(f"tcp://{join_host_port(at.host, at.port)}")
     page = _page(command, at)
     stats = not supervised and not argv.given(arguments, vllm_flags.NO_STATS)
-    return Health(f"{page}/health", progress=Progress(f"{page}/metrics", VLLM_BUSY, VLLM_STEPS) if stats else None)
+    pages = (f"{page}/v1/completions", f"{page}/v1/models")
+    key = argv.text(arguments, API_KEY) or request.environ.get("VLLM_API_KEY") or None
+    progress = Progress(f"{page}/metrics", VLLM_BUSY, VLLM_STEPS, *pages, key) if stats else None
+    return Health(f"{page}/health", progress=progress)
 
 
 def _supervised(arguments: Sequence[str]) -> bool:

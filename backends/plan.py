@@ -148,11 +148,18 @@ class InFlight:
 @dataclass(frozen=True)
 class Progress:
     """A Prometheus page on which an engine tells that it works (a gauge in busy above zero) and that it gets on (one of
-    the counters in steps moves), each by the label `engine` where it has several."""
+    the counters in steps moves), each by the label `engine` where it has several.
+
+    completions, models: OpenAI's pages, for a request of our own: one that reaches an engine which stands still already
+    is counted nowhere. key: what they want to be shown.
+    """
 
     metrics: str
     busy: tuple[str, ...]
     steps: tuple[str, ...]
+    completions: str
+    models: str
+    key: str | None = field(default=None, repr=False)
 
 
 @dataclass(frozen=True)

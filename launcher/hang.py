@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 
 TICKS = 20  # looks within the time-out
 LONGEST_TICK = 2.0  # seconds
+TRIALS = 4  # within the time-out, while the engine is idle
+OURS = "ours"
 LATE = 3.0  # seconds beyond stacks.LIMIT in which a member's word arrives
 
 
@@ -33,21 +35,53 @@ async def watch_for_hang(pod: Pod, asked: EngineHealth, progress: Progress | Non
     await asked.first.wait()
     tick = min(timeout / TICKS, LONGEST_TICK)
     silent, standing, before = 0.0, Standing(), time.monotonic()
+    trial = None if progress is None else Trial(pod, progress, timeout / TRIALS)
     while True:
         await asyncio.sleep(tick)
         now = time.monotonic()
         passed, before = min(now - before, 2 * tick), now
         silent = silent + passed if asked.fails else 0.0
-        if progress is not None and not asked.fails:
-            standing.take(await look(progress), passed)
+        if progress is not None and trial is not None and not asked.fails:
+            seen = await look(progress)
+            standing.take(seen if seen is None else seen | trial.turn(seen), passed)
         if silent >= timeout:
             last = asked.failure or "no answer"
             pod.emit(EngineHung(f"the engine answers no health check for {timeout:g} s ({asked.what}: {last})"))
             return
         if standing.seconds >= timeout:
-            many = "a request" if standing.busy == 1 else f"{standing.busy:g} requests"
-            pod.emit(EngineHung(f"the engine gets no further with {many} for {timeout:g} s"))
+            pod.emit(EngineHung(f"the engine gets no further with {standing.what} for {timeout:g} s"))
             return
+
+
+class Trial:
+    """A request of our own for one token, where the engine is idle for a while: it may stand still already, and then
+    tells nothing of the requests that reach it."""
+
+    def __init__(self, pod: Pod, at: Progress, every: float) -> None:
+        self._pod, self._at, self._every = pod, at, every
+        self._steps, self._since = 0.0, time.monotonic()
+        self._request: asyncio.Task[None] | None = None
+
+    def turn(self, seen: dict[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+        """Whether such a request waits, as one more replica; whichever has it, all of them make no step then."""
+        if not seen:
+            return {}
+        busy, steps = (sum(column) for column in zip(*seen.values(), strict=True))
+        now = time.monotonic()
+        if busy or steps != self._steps:
+            self._steps, self._since = steps, now
+        if self._request is not None and self._request.done():
+            self._request, self._since = None, now
+        elif self._request is None and now - self._since > self._every:
+            self._request = asyncio.create_task(self._ask())
+            self._pod.tasks.add(self._request)  # cancelled with the others
+            self._request.add_done_callback(self._pod.tasks.discard)
+        return {OURS: (0.0 if self._request is None else 1.0, steps)}
+
+    async def _ask(self) -> None:
+        from launcher.in_flight import complete
+
+        await complete(self._at)
 
 
 class Standing:
@@ -70,9 +104,11 @@ class Standing:
         return max(self._seconds.values(), default=0.0)
 
     @property
-    def busy(self) -> float:
+    def what(self) -> str:
         """The requests of that which has stood for longest."""
-        return self._busy[max(self._seconds, key=lambda engine: self._seconds[engine])] if self._seconds else 0.0
+        engine = max(self._seconds, key=lambda engine: self._seconds[engine])
+        busy = self._busy[engine]
+        return "a request of ours" if engine == OURS else "a request" if busy == 1 else f"{busy:g} requests"
 
 
 async def look(at: Progress) -> dict[str, tuple[float, float]] | None:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import aiohttp
 
-from backends.plan import InFlight
+from backends.plan import InFlight, Progress
 
 TIMEOUT = 2.0  # seconds, for both pages
 
@@ -32,6 +32,21 @@ async def samples(page: str, names: Collection[str]) -> list[tuple[str, str, flo
         return [(_name(line), line.rpartition("}")[0], float(line.rsplit(" ", 1)[1])) for line in lines]
     except (aiohttp.ClientError, OSError, ValueError, LookupError):
         return None
+
+
+async def complete(at: Progress) -> None:
+    """Ask for one token, and return when there is an answer, whatever it is."""
+    headers = {} if at.key is None else {"Authorization": f"Bearer {at.key}"}
+    forever = aiohttp.ClientTimeout(total=None)
+    try:
+        async with aiohttp.ClientSession(headers=headers, timeout=forever) as session:
+            async with session.get(at.models, ssl=False) as answer:
+                model = (await answer.json())["data"][0]["id"]
+            wanted = {"model": model, "prompt": [1], "max_tokens": 1}
+            async with session.post(at.completions, json=wanted, ssl=False) as answer:
+                await answer.read()
+    except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError):
+        return
 
 
 async def look(at: InFlight) -> Requests | None:

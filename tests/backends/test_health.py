@@ -64,6 +64,13 @@ def test_vllms_progress_is_watched_where_it_tells_it() -> None:
     assert found is not None
     assert found.progress is not None
     assert found.progress.metrics == "http://localhost:9000/metrics"
+    assert found.progress.completions == "http://localhost:9000/v1/completions"
+    assert found.progress.key is None
+    for secret in (health("vllm serve m --api-key abc"), health("vllm serve m", environ={"VLLM_API_KEY": "abc"})):
+        assert secret is not None
+        assert secret.progress is not None
+        assert secret.progress.key == "abc"
+        assert "abc" not in repr(secret)
     silent = health("vllm serve m --disable-log-stats")
     assert silent is not None
     assert silent.progress is None

@@ -7,16 +7,17 @@ from pathlib import Path
 
 import pytest
 from conftest import Simulate, Simulation
-from test_real_vllm import ASK, ON_CPU, serve, vllm
+from test_real_vllm import ON_CPU, serve, vllm
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 __all__ = ["vllm"]  # a fixture
 
 # Its health before and after; in the end the group is gone, or this script ends it.
 SCRIPT = """
+until curl -sf -o {file}.health http://$LEADER_IP:8000/health; do sleep 1; done
 curl -sSN -o {file} http://$LEADER_IP:8000/v1/completions -H 'Content-Type: application/json' -d '
   {{"model": "tiny", "prompt": "Hello", "max_tokens": 240, "ignore_eos": true, "stream": true}}' &
-for _ in $(seq 1500); do grep -q data: {file} && break; sleep 0.02; done
+touch {file}; until grep -q data: {file}; do sleep 0.02; done
 kill -STOP $(pgrep --ns $POD_1_PID --nslist pid -f '^VLLM::Worker')
 sleep 6; echo "health is $(curl -sS -m 5 -o {file}.health -w '%{{http_code}}' http://$LEADER_IP:8000/health)"
 sleep {wait}
@@ -28,8 +29,8 @@ def stopped_under_traffic(
 ) -> Simulation:  # fmt: skip
     script = SCRIPT.format(file=tmp_path / "stream", wait=wait)
     done = simulate(
-        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", *options, f"--then={ASK} && {script}",
-        command=serve(vllm), limit=500, **ON_CPU,
+        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", *options, f"--then={script}",
+        command=serve(vllm), limit=800, **ON_CPU,
     )  # fmt: skip
     assert "data: {" in (tmp_path / "stream").read_text(), done.output[-3000:]
     assert "health is 200" in done.output, done.output[-3000:]
@@ -50,6 +51,23 @@ def test_a_rank_that_stands_still_ends_both_pods_and_both_name_it(
     for index in range(2):
         assert re.search(r"VLLM::Worker\S* \(pid \d+\):", done.log(index)), "no stack of the rank"
         assert "(vllm/" in done.log(index)  # of py-spy's stacks
+
+
+def test_a_rank_that_stands_still_while_the_group_is_idle_is_found_too(
+    vllm: Path, simulate: Simulate, tmp_path: Path
+) -> None:
+    script = SCRIPT.format(file=tmp_path / "stream", wait=300)
+    wait, _, rest = script.strip().partition("\n")
+    idle = "\n".join([wait, *(line for line in rest.splitlines() if line.startswith(("kill", "sleep")))])
+    done = simulate(
+        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", "--hang-timeout=15s", f"--then={idle}",
+        command=serve(vllm), limit=800, **ON_CPU,
+    )  # fmt: skip
+    assert done.codes() == [75, 70], done.output[-3000:]
+    assert re.match(
+        r"stopped because worker 1: VLLM::Worker\S* \(pid \d+\) is stopped .* with a request of ours for 15 s: hung",
+        done.pods()[0]["termination_message"],
+    )
 
 
 def test_without_the_option_both_pods_stay(vllm: Path, simulate: Simulate, tmp_path: Path) -> None:

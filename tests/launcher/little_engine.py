@@ -42,11 +42,24 @@ class Handler(http.server.BaseHTTPRequestHandler):
             f'vllm:num_requests_running{{engine="0"}} {told("running", "0")}\n'
             f'vllm:generation_tokens_total{{engine="0"}} {told("tokens", "0")}\n'
         )
+        if self.path == "/v1/models":
+            body, metrics = '{"data": [{"id": "tiny"}]}', True
         with contextlib.suppress(OSError):
             self.send_response(200 if metrics else int(told("status", "200")))
+            if self.path == "/v1/models":
+                self.send_header("Content-Type", "application/json")
             self.end_headers()
             if metrics:
                 self.wfile.write(body.encode())
+
+    def do_POST(self) -> None:
+        """A completion: a token, unless it hangs."""
+        with (directory / "asked").open("a") as file:
+            file.write(self.path + "\n")
+        while told("stuck"):
+            time.sleep(0.05)
+        self.send_response(200)
+        self.end_headers()
 
     def log_message(self, *_: object) -> None:
         pass

@@ -53,13 +53,16 @@ def test_an_engine_that_stands_still_ends_its_pod_and_the_cause_says_where(engin
     assert "serve_forever (socketserver.py" in log.read_text()  # as py-spy shows it
 
 
-def test_without_the_option_it_stays_and_is_not_ready(engine: Engine, tmp_path: Path) -> None:
-    with alone(engine, tmp_path) as (pod, log):
-        (process,) = processes_of(pod.pid)
-        process.send_signal(signal.SIGSTOP)
+def test_without_the_option_it_stays_and_so_does_one_that_has_never_served(engine: Engine, tmp_path: Path) -> None:
+    loads = Engine(tmp_path / "loads")
+    loads.says("status", 503)
+    never = launched(f"--port={free_port()}", HANG, "--", *loads.command, pid_1=False, env=loads.environ)
+    with never as loading, alone(engine, tmp_path) as (pod, log):
+        wait_until(lambda: loads.told("asked"))
+        processes_of(pod.pid)[0].send_signal(signal.SIGSTOP)
         with pytest.raises(subprocess.TimeoutExpired):
-            pod.wait(4)
-        process.send_signal(signal.SIGCONT)
+            pod.wait(3)
+        assert loading.process.poll() is None
     assert "hung" not in log.read_text()
 
 
@@ -107,6 +110,15 @@ def test_an_engine_that_gets_no_further_with_its_requests_hangs_though_its_healt
     assert "the leader: the engine gets no further with 2 requests for 1.5 s: hung" in log.read_text()
 
 
+def test_an_idle_engine_that_stands_still_is_found_by_a_request_of_our_own(engine: Engine, tmp_path: Path) -> None:
+    with alone(engine, tmp_path, HANG) as (pod, log):
+        wait_until(lambda: engine.told("asked").count("/v1/completions") > 1)  # it answers them
+        assert pod.process.poll() is None
+        engine.says("stuck", 1)
+        assert pod.wait() == 70
+    assert "the leader: the engine gets no further with a request of ours for 1.5 s: hung" in log.read_text()
+
+
 @contextlib.contextmanager
 def group(engine: Engine, tmp_path: Path, *options: str) -> Iterator[tuple[Pod, Pod]]:
     """A leader whose engine serves and a worker with a part of it, as where the model spans both."""
@@ -121,9 +133,11 @@ def group(engine: Engine, tmp_path: Path, *options: str) -> Iterator[tuple[Pod, 
 
 def test_the_pod_whose_rank_stands_still_is_the_cause_in_every_pod(engine: Engine, tmp_path: Path) -> None:
     with group(engine, tmp_path, HANG) as (leader, worker):
+        processes_of(worker.process.pid)[0].send_signal(signal.SIGSTOP)
+        time.sleep(2.5)
+        assert leader.process.poll() is worker.process.poll() is None  # the leader's engine serves, as far as it knows
         engine.says("tokens", 7)
         engine.says("running", 1)
-        processes_of(worker.process.pid)[0].send_signal(signal.SIGSTOP)
         assert (leader.wait(), worker.wait()) == (75, 70)
         for pod in (leader, worker):
             assert re.search(
@@ -133,21 +147,6 @@ def test_the_pod_whose_rank_stands_still_is_the_cause_in_every_pod(engine: Engin
             )
             assert "the engine's processes (pid, state, where in the kernel, name)" in pod.log
         assert "little_engine.py" in worker.log
-
-
-def test_an_idle_group_whose_worker_stands_still_stays(engine: Engine, tmp_path: Path) -> None:
-    with group(engine, tmp_path, HANG) as (leader, worker):
-        processes_of(worker.process.pid)[0].send_signal(signal.SIGSTOP)
-        time.sleep(3)
-        assert leader.process.poll() is worker.process.poll() is None
-
-
-def test_an_engine_that_has_never_served_does_not_hang(engine: Engine, tmp_path: Path) -> None:
-    engine.says("status", 503)
-    with launched(f"--port={free_port()}", HANG, "--", *engine.command, pid_1=False, env=engine.environ) as pod:
-        wait_until(lambda: engine.told("asked"))
-        with pytest.raises(subprocess.TimeoutExpired):
-            pod.wait(3)
 
 
 def test_standing_is_counted_for_each_replica_and_only_while_it_has_requests() -> None:
