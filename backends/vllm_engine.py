@@ -115,6 +115,8 @@ def engine_plan(
         main, drain = by_itself(asked, command)
     else:
         main, drain = by_us(asked, command, SEVERAL if servers > 1 else REMOTE, servers)
+    if argv.find(edit.arguments, CONFIG) and not argv.find(edit.arguments, PORT):
+        main = replace(main, serves=None)  # the port may stand in the file
     serves(edit, main)
     return Plan(
         backend="vllm",

@@ -1,4 +1,4 @@
-"""The story of a pod's life, in order: identify, look around, gather, prepare, serve, wind down, report.
+"""The story of a pod's life, in order: identify, look around, gather, prepare, load, serve, wind down, report.
 
 `story` is what should happen; `decide` is the one loop that sees everything that does happen; judge.py turns the first
 thing that ends this life into an Ending; drain.py carries the ending out. Nothing else ends the pod.
@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from backends.errors import ConfigError, Fault
 from backends.group import Group, parse_group
 from backends.layout import LayoutError
-from backends.plan import Main, Node, Plan, Request, Service, Stage
+from backends.plan import Node, Plan, Request, Service, Stage
 from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts
@@ -32,9 +32,10 @@ from launcher.descendants import watch_helpers, watch_ranks
 from launcher.detach import detach
 from launcher.drain import MAIN, Drain
 from launcher.formation import all_here, gather, join, open_port, take_port
-from launcher.gates import pass_gate, refuses
+from launcher.gates import pass_gate
 from launcher.judge import judge
 from launcher.log import log
+from launcher.phases import load
 from launcher.report import Ending, cannot_start, last_line, write_termination_message
 from launcher.restarts import Restarts
 from launcher.settings import Settings
@@ -50,7 +51,6 @@ if TYPE_CHECKING:
     from launcher.channel.tls import Tls
     from launcher.watchers import Watchers
 
-LOOK_EVERY = 2.0  # seconds
 WORDS = 0.05  # seconds for the last output of a process that has ended
 
 
@@ -132,7 +132,7 @@ class Pod:
     # ------------------------------------------------------------------ what should happen
 
     async def story(self) -> None:
-        """From nothing to serving. Raises ConfigError, CannotStart, GateFailed or GatherTimeout when it cannot."""
+        """From nothing to a running engine. Raises ConfigError, CannotStart, GateFailed or GatherTimeout."""
         if self.epoch > 1:
             await self.wait_for_restart()
         group = self.identify()
@@ -254,19 +254,12 @@ class Pod:
             engine = self.start(MAIN, plan.main.argv, keep_stdin=True)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
-            if self.settings.max_restarts or plan.main.ranks:
-                self.background(self.note_service(plan.main))
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
+            self.enter("serving" if plan.main.serves is None else "loading")
+            self.background(load(self, plan.main, engine))
+            return
         self.enter("serving")
-
-    async def note_service(self, main: Main) -> None:
-        """Loading a model is no service yet: restarts are forgotten only after the engine has answered for a while."""
-        while main.serves is not None and await refuses(main.serves) is not None:
-            await asyncio.sleep(LOOK_EVERY)
-        self.served_since = time.monotonic()
-        if main.serves is not None:
-            self.children[MAIN].keepsake.forget()  # it serves in spite of it: SGLang logs each early look at itself
 
     @property
     def the_plan(self) -> Plan:

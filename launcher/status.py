@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from launcher.nodes import member_data, node_facts
+from launcher.phases import spent
 
 if TYPE_CHECKING:
     from launcher.lifecycle import Pod
@@ -45,6 +46,7 @@ def describe(pod: Pod) -> dict[str, Any]:
         "phase": pod.phase,
         "not_ready": not_ready(pod),
         "phases": pod.phases,
+        "phase_seconds": spent(pod.phases, pod.age()),
         "backend": pod.plan.backend if pod.plan else None,
         "mode": pod.plan.mode if pod.plan else None,
         "members": members,

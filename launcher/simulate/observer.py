@@ -49,6 +49,8 @@ class Observer:
         self._screen.status(self.state, self._age())
         if "formed" in reached or self.spec.size == 1:
             self.moments["formed"].set()
+        if "loading" in reached or "serving" in reached:
+            self.moments["loading"].set()
         if "serving" in reached and not self.moments["serving"].is_set():
             self.moments["serving"].set()
             self._screen.table(self.state)

@@ -220,7 +220,8 @@ def test_a_worker_pod_that_is_asked_to_stop_serves_until_the_leader_has_drained(
 
 def test_a_sigterm_while_sglang_loads_ends_both_pods_at_once(sglang: Path, simulate: Simulate) -> None:
     # As PID 1 it would lose the signal, and serve.
-    done = run(sglang, simulate, "sleep 6", "--drain-timeout=60s")
+    faults = [f"--fault=term:{index}@loading+6s" for index in range(2)]
+    done = run(sglang, simulate, "sleep 60", "--drain-timeout=60s", *faults)
     assert done.codes() == [0, 0], done.output[-3000:]
     assert "killed" not in done.log(0)
     asked = next(line for line in done.log(0).splitlines() if "the engine ended" in line)

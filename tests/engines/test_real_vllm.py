@@ -194,10 +194,10 @@ def test_without_its_mechanism_the_stream_breaks(
 def test_a_sigterm_that_the_engine_loses_while_it_starts_still_ends_it_in_the_grace(
     vllm: Path, simulate: Simulate
 ) -> None:
-    script = "sleep 12"  # vLLM is importing or loading; measured: it loses a SIGTERM then
+    # vLLM is importing or loading; measured: it loses a SIGTERM then
+    faults = [f"--fault=term:{index}@loading+12s" for index in range(2)]
     done = simulate(
-        "--size=2", "--gpus-per-node=1", "--drain-timeout=60s", f"--then={script}", command=serve(vllm), limit=200,
-        **ON_CPU,
+        "--size=2", "--gpus-per-node=1", "--drain-timeout=60s", *faults, command=serve(vllm), limit=200, **ON_CPU
     )  # fmt: skip
     assert done.codes() == [0, 0], done.output[-3000:]
     assert "killed" not in done.log(0)

@@ -101,8 +101,9 @@ def test_the_death_of_an_engine_ends_both_pods_and_both_name_it(
 
 
 def test_a_sigterm_while_it_starts_still_ends_both_pods_in_the_grace(vllm: Path, simulate: Simulate) -> None:
+    faults = [f"--fault=term:{index}@loading+12s" for index in range(2)]
     done = simulate(
-        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", "--drain-timeout=60s", "--then=sleep 12",
+        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", "--drain-timeout=60s", *faults,
         command=serve(vllm), limit=200, **ON_CPU,
     )  # fmt: skip
     assert done.codes() == [0, 0], done.output[-3000:]
