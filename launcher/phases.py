@@ -38,11 +38,13 @@ async def load(pod: Pod, main: Main, engine: Child) -> None:
     if main.serves is not None:
         begun, every = pod.age(), pod.settings.report_every
         report = begun + every
-        while (why := await refuses(main.serves)) is not None and engine.alive:
+        while await refuses(main.serves) is not None and engine.alive:
             if pod.age() >= report and pod.phase == "loading":
                 report += every
-                port = f"{main.serves.what} does not accept connections on port {main.serves.port} yet"
-                log.info("loading for %.0f s: %s (%s)", pod.age() - begun, port, why)
+                what, port = main.serves.what, main.serves.port
+                log.info(
+                    "loading for %.0f s: %s does not accept connections on port %d yet", pod.age() - begun, what, port
+                )
             await asyncio.sleep(LOOK_EVERY)
         if pod.phase != "loading" or not engine.alive:
             return
