@@ -27,7 +27,7 @@ def connected(plan: Plan, request: Request) -> Plan:
     rdma, notes = _rdma(request, told)
     known = {*told, *(variable.name for variable in plan.env)}
     added = tuple(variable for variable in (*_sockets(request), *rdma) if variable.name not in known)
-    notes = (*notes, *_gloo(request.node, told), *_shared_memory(plan, request))
+    notes = (*notes, *_gloo(request.node, told), *shared_memory_note(plan, request))
     return replace(plan, env=(*plan.env, *added), notes=(*plan.notes, *notes))
 
 
@@ -134,7 +134,8 @@ def _selects(filtered: str, port: RdmaPort) -> bool:
     return hit != filtered.startswith("^")
 
 
-def _shared_memory(plan: Plan, request: Request) -> tuple[str, ...]:
+def shared_memory_note(plan: Plan, request: Request) -> tuple[str, ...]:
+    """Whether /dev/shm is too small for the ranks of this pod's GPUs."""
     gpus, size = request.gpus_of(request.group.index), request.node.shm_bytes
     if gpus < 2 or size is None or size >= SMALL_SHM:
         return ()

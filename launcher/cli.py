@@ -9,6 +9,7 @@ import os
 import signal
 import sys
 import traceback
+from importlib import import_module
 from typing import Any, NoReturn
 
 import click
@@ -17,13 +18,20 @@ from backends import argv
 from backends.argv import Flag
 from backends.errors import ConfigError
 from backends.group import MAX_SIZE
-from backends.orchestrator import NAMES as ORCHESTRATORS
 from backends.vllm_flags import NEWEST as NEWEST_VLLM
 from launcher import exits
 from launcher.budget import share_out
-from launcher.options import OF_BACKENDS, PASS_THROUGH, SECONDS, backend_options, make_options, timing_options
+from launcher.options import (
+    OF_BACKENDS,
+    PASS_THROUGH,
+    SECONDS,
+    backend_options,
+    identity_options,
+    make_options,
+    timing_options,
+)
 from launcher.output import HEAD
-from launcher.settings import PORT, TERMINATION_LOG, Settings
+from launcher.settings import TERMINATION_LOG, Settings
 from launcher.token import VARIABLE, read_token
 
 
@@ -95,16 +103,17 @@ def open_standard_streams() -> None:
 
 
 class Commands(click.Group):
-    """`simulate` has a module of its own, which is imported only for those who name it or list the commands."""
+    """Some commands have a module of their own, imported only for those who name one or list them."""
+
+    modules = {"check": "launcher.check.cli", "simulate": "launcher.simulate.cli"}
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return sorted([*super().list_commands(ctx), "simulate"])
+        return sorted([*super().list_commands(ctx), *self.modules])
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        if cmd_name == "simulate":
-            from launcher.simulate.cli import simulate
-
-            return simulate
+        if cmd_name in self.modules:
+            command: click.Command = getattr(import_module(self.modules[cmd_name]), cmd_name)
+            return command
         return super().get_command(ctx, cmd_name)
 
 
@@ -126,28 +135,11 @@ def lwsrun(context: click.Context) -> None:
 
 
 @lwsrun.command(context_settings=PASS_THROUGH)
-@click.option("--leader-address", show_envvar=True,
-              help="The leader's name or IP, without a port. Default: LWS_LEADER_ADDRESS.")  # fmt: skip
-@click.option("--size", show_envvar=True,
-              help="Pods in the group, the leader included. Default: LWS_GROUP_SIZE.")  # fmt: skip
-@click.option("--index", show_envvar=True,
-              help="This pod's place; 0 leads. Default: LWS_WORKER_INDEX.")  # fmt: skip
-@click.option("--group-id", show_envvar=True,
-              help="The group's identity, the same in all its pods. Default: the leader address as given.")  # fmt: skip
-@click.option("--orchestrator", type=click.Choice(ORCHESTRATORS), default="auto", show_default=True, show_envvar=True,
-              help="Whose variables tell this pod's place. auto: of the first controller, in this order, that set"
-              " any.")  # fmt: skip
-@click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, show_envvar=True,
-              help="The group channel, probes and status, the same in all pods.")  # fmt: skip
+@identity_options
 @click.option("--token-file", metavar="FILE", show_envvar=True,
               help="The group's shared secret, 16 bytes or more, the same in all its pods: only who knows it can join,"
               " and the channel is encrypted. Or give the secret itself in LWSRUN_TOKEN.")  # fmt: skip
 @click.option("--listen", show_envvar=True, help="Address to listen on. Default: all of the pod's.")
-@click.option("--pod-ip", show_envvar=True,
-              help="This pod's address. Default: by its host name; on workers the route to the leader.")  # fmt: skip
-@click.option("--gpus-per-node", type=click.IntRange(0), default=None, show_envvar=True,
-              help="GPUs of this node. Default: CUDA_VISIBLE_DEVICES, else NVML (MIG instances), else what the runtime"
-              " handed in.")  # fmt: skip
 @backend_options
 @timing_options(drain_delay="5s")
 @click.option("--mismatch", type=click.Choice(["refuse", "warn"]), default="refuse", show_default=True,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 import json
 import os
@@ -42,7 +43,8 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
     python = image_python(settings.argv, settings.environ)
     versions: dict[str, str | None] = {}
     if backend in ("vllm", "sglang", "ray") and settings.argv:
-        versions = await _versions(supervisor, python, settings.environ)
+        with contextlib.suppress(CannotStart, TimeoutError):
+            versions = await ask_versions(supervisor, python, settings.environ, ("vllm", "sglang", "ray"))
     return Node(
         ip=ip,
         hostname=socket.gethostname(),
@@ -141,12 +143,13 @@ def _shebang(program: str, environ: Mapping[str, str]) -> str | None:
         return None
 
 
-async def _versions(supervisor: Supervisor, python: str, environ: Mapping[str, str]) -> dict[str, str | None]:
-    try:
-        async with asyncio.timeout(VERSIONS_TIMEOUT):
-            code, output = await supervisor.run("versions", (python, "-c", VERSIONS, "vllm", "sglang", "ray"), environ)
-    except (CannotStart, TimeoutError):
-        return {}
+async def ask_versions(
+    supervisor: Supervisor, python: str, environ: Mapping[str, str], packages: tuple[str, ...]
+) -> dict[str, str | None]:
+    """The versions of these packages beside that interpreter, and its own as "python". Raises CannotStart,
+    TimeoutError."""
+    async with asyncio.timeout(VERSIONS_TIMEOUT):
+        code, output = await supervisor.run("versions", (python, "-c", VERSIONS, *packages), environ)
     try:
         found = json.loads(output) if code == 0 else {}
     except ValueError:

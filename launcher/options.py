@@ -9,10 +9,12 @@ from typing import Any, ClassVar
 import click
 
 from backends.errors import ConfigError, Fault
+from backends.orchestrator import NAMES as ORCHESTRATORS
 from backends.plan import Kind, Options
 from backends.planner import NAMES
 from backends.presets import NAMES as PRESETS
 from backends.vllm import MODES as VLLM_MODES
+from launcher.settings import PORT
 
 # No option may follow COMMAND: what stands there belongs to it.
 PASS_THROUGH = {"allow_interspersed_args": False, "auto_envvar_prefix": "LWSRUN"}
@@ -47,6 +49,26 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic in newer cl
 
 
 SECONDS = Seconds()
+
+identity_options = options(
+    click.option("--leader-address", show_envvar=True,
+                 help="The leader's name or IP, without a port. Default: LWS_LEADER_ADDRESS."),
+    click.option("--size", show_envvar=True,
+                 help="Pods in the group, the leader included. Default: LWS_GROUP_SIZE."),
+    click.option("--index", show_envvar=True, help="This pod's place; 0 leads. Default: LWS_WORKER_INDEX."),
+    click.option("--group-id", show_envvar=True,
+                 help="The group's identity, the same in all its pods. Default: the leader address as given."),
+    click.option("--orchestrator", type=click.Choice(ORCHESTRATORS), default="auto", show_default=True,
+                 show_envvar=True, help="Whose variables tell this pod's place. auto: of the first controller, in this"
+                 " order, that set any."),
+    click.option("--port", type=click.IntRange(1, 65535), default=PORT, show_default=True, show_envvar=True,
+                 help="The group channel, probes and status, the same in all pods."),
+    click.option("--pod-ip", show_envvar=True,
+                 help="This pod's address. Default: by its host name; on workers the route to the leader."),
+    click.option("--gpus-per-node", type=click.IntRange(0), default=None, show_envvar=True,
+                 help="GPUs of this node. Default: CUDA_VISIBLE_DEVICES, else NVML (MIG instances), else what the"
+                 " runtime handed in."),
+)  # fmt: skip
 
 backend_options = options(
     click.option("--backend", type=click.Choice(NAMES), default="auto", show_default=True, show_envvar=True,

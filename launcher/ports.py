@@ -60,11 +60,20 @@ def listen(host: str | None, port: int) -> list[socket.socket]:
 
 
 def _by_whom(port: int) -> str:
+    process = owner(port)
+    try:
+        return f" by {process.name()} (pid {process.pid})" if process is not None else ""
+    except psutil.Error:
+        return ""
+
+
+def owner(port: int) -> psutil.Process | None:
+    """Who listens at the port; None for nobody, or for one that this user may not see."""
     try:
         for connection in psutil.net_connections("tcp"):
             listening = connection.status == psutil.CONN_LISTEN and connection.pid
             if listening and connection.laddr and connection.laddr[1] == port:
-                return f" by {psutil.Process(connection.pid).name()} (pid {connection.pid})"
+                return psutil.Process(connection.pid)
     except psutil.Error:
         pass
-    return ""
+    return None
