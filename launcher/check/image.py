@@ -22,7 +22,7 @@ NEEDED_BY_MPI = (("mpirun", ("--version",)), ("ssh", ("-V",)), ("sshd", ("-V",))
 
 async def engine(scene: Scene) -> list[Result]:
     """Engine and version in the Python that would run it."""
-    python = scene.node.python if scene.node is not None else facts.image_python(scene.settings.argv, scene.environ)
+    python = scene.node.python if scene.node is not None else "python3"
     try:
         versions = await facts.ask_versions(scene.supervisor, python, scene.environ, tuple(PACKAGES.values()))
     except CannotStart as error:
@@ -40,7 +40,12 @@ async def engine(scene: Scene) -> list[Result]:
             return [passed("engine", f"{', '.join(there)} {where}")]
         return [warning("engine", f"no engine {where}", "give COMMAND: its own interpreter may be another")]
     if needed is None:
-        return [skipped("engine", "no engine is known in the command")]
+        why = (
+            "the command is not understood: see the plan"
+            if scene.command is None
+            else "no engine is known in the command"
+        )
+        return [skipped("engine", why)]
     if versions.get(needed) is None:
         remedy = f"install {needed} for {python}, or start it with the interpreter that has it"
         return [failed("engine", f"no {needed} {where}", remedy)]

@@ -140,9 +140,11 @@ async def _with_leader(scene: Scene) -> Scene:
 
 
 async def _with_node(scene: Scene) -> Scene:
+    # Whose interpreter is asked depends on the command, where that is understood.
+    settings = scene.settings if scene.command is not None else replace(scene.settings, argv=())
     try:
         async with asyncio.timeout(NODE):
-            node = await facts.look(scene.settings, scene.supervisor, scene.backend)
+            node = await facts.look(settings, scene.supervisor, scene.backend)
     except ConfigError as error:
         return replace(scene, node_error=error.faults[0].found)
     except TimeoutError:

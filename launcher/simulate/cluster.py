@@ -36,14 +36,14 @@ class Cluster:
 
     def __init__(self, spec: Spec) -> None:
         self.spec = spec
-        self.screen = Screen(spec)
         self.born = time.monotonic()
         self.supervisor = Supervisor(self.on_signal)
         self.lives: list[Life] = []
         self.pods: dict[int, Life] = {}  # the newest life of each pod that was created
+        self.screen = Screen(spec, self.pods)
         self.generation = 0
         self.deleted = -1  # the newest generation whose group is deleted: nothing of it is created any more
-        self.observer = Observer(spec, self.screen, self.pods, self.age)
+        self.observer = Observer(spec, self.screen, self.pods)
         self.injector = Injector(spec, self.screen, self.pods, self.observer.moments)
         self.previous: PreviousGroup | None = None
         self.stopping = 0

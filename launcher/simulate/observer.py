@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import aiohttp
@@ -21,7 +21,7 @@ PROBE = 1.0  # seconds between looks at /readyz, as a readinessProbe with period
 class Observer:
     """moments: what the schedule waits for; each comes once. leader_ready: of the present generation."""
 
-    def __init__(self, spec: Spec, screen: Screen, pods: Mapping[int, Life], age: Callable[[], float]) -> None:
+    def __init__(self, spec: Spec, screen: Screen, pods: Mapping[int, Life]) -> None:
         """pods: the newest life of each pod, kept by the cluster."""
         self.spec = spec
         self.moments: dict[str, asyncio.Event] = {name: asyncio.Event() for name in MOMENTS}
@@ -29,7 +29,6 @@ class Observer:
         self.state: dict[str, Any] = {}
         self._screen = screen
         self._pods = pods
-        self._age = age
 
     def leader_ip(self) -> str:
         return self._pods[0].ip if 0 in self._pods else self.spec.ip(0)
@@ -46,7 +45,7 @@ class Observer:
 
     def _take_state(self) -> None:
         reached = self.state.get("phases", {})
-        self._screen.status(self.state, self._age())
+        self._screen.status(self.state)
         if "formed" in reached or self.spec.size == 1:
             self.moments["formed"].set()
         if "loading" in reached or "serving" in reached:

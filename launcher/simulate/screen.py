@@ -1,4 +1,4 @@
-"""What a simulation shows: the pods' output behind coloured names, a status line, the group's table, the summary."""
+"""What a simulation shows: the pods' output behind coloured names, the group's table, the summary."""
 
 from __future__ import annotations
 
@@ -6,37 +6,40 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
-from rich.status import Status
 from rich.table import Table
 
 from launcher.simulate.life import Life
+from launcher.simulate.live import LiveTable
 from launcher.simulate.spec import STOP, Spec
 
 COLOURS = (36, 33, 35, 32, 34, 31, 96, 93, 95, 92, 94, 91)
 
 
 class Screen:
-    """Lines go to stdout; on a terminal a status line stays below them."""
+    """Lines go to stdout; on a terminal a table of the pods stays below them."""
 
-    def __init__(self, spec: Spec) -> None:
+    def __init__(self, spec: Spec, pods: Mapping[int, Life]) -> None:
+        """pods: the newest life of each, kept by the cluster."""
         self._spec = spec
         suffix = ".old" if spec.faults_of("stale-leader") else ".1" if spec.restart_policy != STOP else ""
         self._width = max(len(spec.host(spec.size - 1) + suffix), len("simulate"))
         self._console = Console(highlight=False, force_terminal=spec.colour or None, width=None if spec.colour else 120)
-        self._live: Status | None = None
-        self._phase = ""
         self._born = time.monotonic()
+        self._live: LiveTable | None = None
+        self._phase = ""
         self.faults: list[dict[str, Any]] = []
         if spec.colour:
-            self._live = self._console.status("starting")
+            self._live = LiveTable(self._console, pods, spec.size, lambda: time.monotonic() - self._born)
             self._live.start()
 
     def show(self, life: Life, line: bytes) -> None:
         """One line of a pod, its bytes unchanged behind the prefix."""
+        if self._live is not None:
+            self._live.heard(life.index, line)
         self._write(self._prefix(life.label, COLOURS[life.index % len(COLOURS)]) + line + b"\n")
 
     def say(self, text: str) -> None:
@@ -46,11 +49,11 @@ class Screen:
             self.faults.append({"at": round(age, 3), "what": text})
         self._write(self._prefix("simulate", 1) + f"{age:7.2f} s  {text}\n".encode())
 
-    def status(self, state: dict[str, Any], age: float) -> None:
+    def status(self, state: dict[str, Any]) -> None:
+        """What the leader's /group says now."""
         phase = str(state.get("phase", ""))
-        here = len(state.get("members", []))
         if self._live is not None:
-            self._live.update(f"{here}/{self._spec.size} pods · {phase} · {age:.0f} s")
+            self._live.state = state
         elif phase != self._phase:
             self.say(f"the leader is {phase}")
         self._phase = phase
@@ -64,8 +67,8 @@ class Screen:
         with contextlib.suppress(BrokenPipeError):
             sys.stdout.flush()
             self._console.print(table)
-        times = ", ".join(f"{phase} {at:.1f} s" for phase, at in state.get("phases", {}).items())
-        self.say(f"phases of the leader: {times}")
+        times = ", ".join(f"{phase} {took:.1f} s" for phase, took in state.get("phase_seconds", {}).items())
+        self.say(f"the leader's time in each phase: {times}")
 
     def summary(self, lives: Sequence[Life]) -> None:
         """How every life of every pod ended."""

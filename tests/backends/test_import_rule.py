@@ -29,7 +29,6 @@ PURE_MODULES = frozenset(
         "re",
         "shlex",
         "typing",
-        "urllib.parse",
     }
 )
 PURE_PATH = frozenset({"basename", "commonpath", "dirname", "isabs", "join", "normpath", "split", "splitext"})
@@ -106,7 +105,7 @@ def offences(source: str) -> list[str]:
 
 
 def _pure_module(name: str) -> bool:
-    return name == "os.path" or name.partition(".")[0] in PURE_MODULES
+    return name in ("os.path", "urllib.parse") or name.partition(".")[0] in PURE_MODULES
 
 
 def _dotted(node: ast.AST) -> str:

@@ -158,7 +158,7 @@ def test_a_pods_start_loads_nothing_of_the_simulation_and_no_engine() -> None:
     assert done.returncode == 0
     loaded = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "launcher.lifecycle" in loaded
-    heavy = ("launcher.simulate", "rich", "pyroute2", "ray", "torch", "paramiko")
+    heavy = ("launcher.simulate", "launcher.check", "rich", "pyroute2", "ray", "torch", "paramiko")
     assert not [name for name in loaded if name.startswith(tuple(f"{module}." for module in heavy)) or name in heavy]
 
 
