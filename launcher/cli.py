@@ -258,6 +258,8 @@ def live_as_pod(command: tuple[str, ...], smoke: Smoke, values: dict[str, Any]) 
 @click.option("--index", type=click.IntRange(0), default=None, help="Show only this pod.")
 @click.option("--format", "output", type=click.Choice(["text", "json"]), default="text", show_default=True)
 @backend_options
+@SMOKE_FIRST
+@smoke_options
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED)
 def plan(
     size: int,
@@ -268,6 +270,7 @@ def plan(
     index: int | None,
     output: str,
     command: tuple[str, ...],
+    smoke: bool,
     **values: Any,
 ) -> None:
     """Print what every pod would write, start, wait for and run. Has no effects, needs no cluster.
@@ -276,8 +279,8 @@ def plan(
     """
     from launcher.preview import preview
 
-    options = make_options(**values)
-    shown = preview(tuple(command), size, gpus_per_node, image_ray, image_engine, image_openmpi, options, index)
+    chosen = make_options(smoke=make_smoke(values, first=smoke), **{name: values[name] for name in OF_BACKENDS})
+    shown = preview(tuple(command), size, gpus_per_node, image_ray, image_engine, image_openmpi, chosen, index)
     if output == "json":
         click.echo(json.dumps([data for data, _ in shown], indent=2))
     else:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from backends import smoke
 from backends.errors import ConfigError, Fault
 from backends.group import Group
 from backends.plan import Node, Options, Request
@@ -15,6 +16,7 @@ from backends.render import plan_data, plan_text
 
 ADDRESS = "my-lws-0.my-lws.default"
 SHM = 8 << 30
+SCRIPT = "launcher/smoke/collectives.py"  # of wherever the image has lwsrun
 
 
 def preview(
@@ -53,8 +55,15 @@ def preview(
     shown = []
     for i in range(size) if index is None else (index,):
         group = Group(ADDRESS, size, i, ADDRESS)
-        made = make_plan(Request(group, nodes, argv, options, environ or {}, {TOKEN: "minted per run"}))
-        shown.append((plan_data(group, nodes[i], made), plan_text(group, nodes[i], made)))
+        request = Request(group, nodes, argv, options, environ or {}, {TOKEN: "minted per run"})
+        made = make_plan(request)
+        data, text = plan_data(group, nodes[i], made), plan_text(group, nodes[i], made)
+        if options.smoke.first:
+            first = make_plan(smoke.before(request, nodes[i].python, SCRIPT))
+            data["smoke"] = plan_data(group, nodes[i], first)
+            told = plan_text(group, nodes[i], first).partition("\n")[2].replace("  mode  ", "  before", 1)
+            text += f"\n{told}"
+        shown.append((data, text))
     return shown
 
 

@@ -121,7 +121,9 @@ def test_before_an_engine_it_runs_once_and_leaves_nothing(simulate: Simulate, to
         PATH=path_with(torch_bin),
     )  # fmt: skip
     assert "restart 1 of 1 in place" in done.log(0), done.output[-4000:]
+    left = [line for index in range(2) for line in done.said(index) if line.startswith("left:")]
+    assert len(left) >= 2  # whose engine fails first ends the other's, which may not have come so far
+    assert set(left) == {"left: 0"}
     for index in range(2):
-        assert [line for line in done.said(index) if line.startswith("left:")] == ["left: 0"] * 2
         assert done.log(index).count("the smoke run took") == 1
     assert sum(line.startswith("smoke: passed: 2 ranks on 2 nodes") for line in done.said(0)) == 1
