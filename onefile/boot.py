@@ -197,8 +197,9 @@ def unpack(arguments):
     """`lwsrun unpack [DIR]`."""
     parent = os.path.abspath(arguments[0] if arguments else SYSTEM)
     path = os.path.join(parent, NAME)
+    os.umask(0o022)
     try:
-        os.makedirs(parent, mode=0o755, exist_ok=True)
+        os.makedirs(parent, exist_ok=True)
         check_executable(parent)
         if os.path.lexists(path):
             check(path)
