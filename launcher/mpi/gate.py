@@ -15,6 +15,15 @@ DAEMONS = ("orted", "prted")
 # What mpirun puts before its daemon.
 SETS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OPAL_PREFIX", "OMPI_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX")
 
+# Around it for a user whose shell is sh or ksh. The profile is left out: it is whatever lies in the working directory.
+PROFILE = "( test ! -r ./.profile || . ./.profile;"
+
+
+def unwrapped(command: str) -> str:
+    """The command without what mpirun puts around it for some shells."""
+    text = command.strip()
+    return text[len(PROFILE) : -1] if text.startswith(PROFILE) and text.endswith(")") else command
+
 
 def why_not(command: str) -> str:
     """Why this is not the command of an MPI daemon, in mpirun's form; "" when it is.
@@ -48,7 +57,7 @@ def why_not(command: str) -> str:
 
 
 def main() -> None:
-    command = os.environ.get("SSH_ORIGINAL_COMMAND", "")
+    command = unwrapped(os.environ.get("SSH_ORIGINAL_COMMAND", ""))
     if command == HELLO:
         print(HELLO)
         return

@@ -13,7 +13,7 @@ import pytest
 from backends.errors import ConfigError
 from launcher.mpi import keys, private
 from launcher.mpi.equip import check_port
-from launcher.mpi.gate import why_not
+from launcher.mpi.gate import PROFILE, unwrapped, why_not
 from launcher.mpi.private import Private, choose, trusted
 
 # As Open MPI 4.1.4 and 5.0.11 send it.
@@ -25,9 +25,10 @@ ORTED = (
 PRTED = 'PRTE_PREFIX=/opt ; export PRTE_PREFIX ; /opt/bin/prted --prtemca ess "env" --prtemca plm_ssh_agent "ssh -F x"'
 
 
-@pytest.mark.parametrize("command", [ORTED, PRTED, "orted", "/usr/bin/prted --x"])
+@pytest.mark.parametrize("command", [ORTED, PRTED, "orted", "/usr/bin/prted --x", f"{PROFILE} {ORTED} )"])
 def test_the_gate_lets_mpis_daemon_through(command: str) -> None:
-    assert why_not(command) == ""
+    assert why_not(unwrapped(command)) == ""
+    assert ".profile" not in unwrapped(command)
 
 
 @pytest.mark.parametrize(
@@ -35,12 +36,13 @@ def test_the_gate_lets_mpis_daemon_through(command: str) -> None:
     [
         "", "id", "sh -c orted", f"{ORTED} ; id", f"{ORTED} | tee x", f"{ORTED} && id", f"id ; {ORTED}",
         "orted > /tmp/x", "orted $(id)", "orted `id`", "orted\nid", "EVIL=1 ; orted", "LD_PRELOAD=/x ; orted",
-        "PATH=/x id ; orted",
-        "export PATH id ; orted", 'orted "', "(orted)", "orted & id", "/tmp/orted.sh", "LD_PRELOAD=/x orted",
+        "PATH=/x id ; orted", "export PATH id ; orted", 'orted "',
+        "(orted)", "orted & id", "/tmp/orted.sh", "LD_PRELOAD=/x orted",
     ],
 )  # fmt: skip
 def test_the_gate_lets_nothing_else_through(command: str) -> None:
-    assert why_not(command)
+    assert why_not(unwrapped(command))
+    assert why_not(unwrapped(f"{PROFILE} {command} )"))
 
 
 def test_the_gate_needs_nothing_of_the_pods_python(tmp_path: Path) -> None:
