@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from backends.errors import ConfigError, Fault
 from backends.group import Group, parse_group
 from backends.layout import LayoutError
-from backends.plan import Main, Node, Plan, Request, Service, Stage
+from backends.plan import Node, Plan, Request, Service, Stage
 from backends.planner import backend_of, make_plan
 from backends.ray import TOKEN
 from launcher import exits, facts
@@ -32,11 +32,11 @@ from launcher.detach import detach
 from launcher.drain import MAIN, Drain
 from launcher.files import write_files
 from launcher.formation import all_here, gather, join, open_port, take_port
-from launcher.gates import pass_gate, refuses
+from launcher.gates import pass_gate
 from launcher.judge import judge
 from launcher.log import log
 from launcher.report import Ending, cannot_start, last_line, write_termination_message
-from launcher.restarts import Restarts
+from launcher.restarts import Restarts, note_service
 from launcher.settings import Settings
 from launcher.shared_memory import listing, remove_new
 from launcher.supervisor import TERMINAL_STOPS, CannotStart, Child, Supervisor, locate
@@ -48,9 +48,9 @@ if TYPE_CHECKING:
     from launcher.channel.leader import LeaderSide
     from launcher.channel.member import MemberSide
     from launcher.channel.tls import Tls
+    from launcher.mpi.run import MpiRun
     from launcher.watchers import Watchers
 
-LOOK_EVERY = 2.0  # seconds
 WORDS = 0.05  # seconds for the last output of a process that has ended
 
 
@@ -118,6 +118,7 @@ class Pod:
         self.sockets: list[socket.socket] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
+        self.mpi: MpiRun | None = None
         self.leftovers = contextlib.ExitStack()  # what must be gone when this epoch is over
         self.signals = 0  # how often we were asked to stop
         self.asked: Ending | None = None  # the ending that the first time is
@@ -235,9 +236,9 @@ class Pod:
         plan = self.the_plan
         write_files(plan.files)
         if plan.mpi is not None:
-            from launcher.mpi.equip import equip
+            from launcher.mpi.run import prepare
 
-            await equip(self)
+            await prepare(self)
         await self.start_services(Stage.FORMED)
         self.telling.environment(plan)
         self.telling.decisions(plan)
@@ -255,19 +256,13 @@ class Pod:
             engine = self.start(MAIN, plan.main.argv, keep_stdin=plan.mpi is None)
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
-            if self.settings.max_restarts or plan.main.ranks:
-                self.background(self.note_service(plan.main))
+            if self.settings.max_restarts or plan.main.ranks or self.mpi is not None:
+                self.background(note_service(self, plan.main))
+            if self.mpi is not None:
+                self.mpi.attend(engine)
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
         self.enter("serving")
-
-    async def note_service(self, main: Main) -> None:
-        """Loading a model is no service yet: restarts are forgotten only after the engine has answered for a while."""
-        while main.serves is not None and await refuses(main.serves) is not None:
-            await asyncio.sleep(LOOK_EVERY)
-        self.served_since = time.monotonic()
-        if main.serves is not None:
-            self.children[MAIN].keepsake.forget()  # it serves in spite of it: SGLang logs each early look at itself
 
     @property
     def the_plan(self) -> Plan:
@@ -301,10 +296,13 @@ class Pod:
     def environ(self) -> Mapping[str, str]:
         return self.the_plan.environ(self.settings.environ)
 
-    def start(self, name: str, argv: tuple[str, ...], keep_stdin: bool = False) -> Child:
+    def start(
+        self, name: str, argv: tuple[str, ...], environ: Mapping[str, str] | None = None, keep_stdin: bool = False
+    ) -> Child:
+        environ = self.environ() if environ is None else environ
         try:
             # After --exec nobody would read a pipe of ours any more.
-            child = self.supervisor.spawn(name, argv, self.environ(), bare=self.settings.exec, keep_stdin=keep_stdin)
+            child = self.supervisor.spawn(name, argv, environ, bare=self.settings.exec, keep_stdin=keep_stdin)
         except CannotStart as error:
             raise cannot_start(error) from None
         self.children[name] = child
@@ -315,7 +313,8 @@ class Pod:
         code = await asyncio.shield(child.exited)
         # Not longer: an orphan may hold the pipes open, and whoever speaks first is taken for the first cause.
         await asyncio.to_thread(child.join_output, WORDS)
-        self.emit(ProcessEnded(child.name, code, child.keepsake.text()))
+        ended = ProcessEnded(child.name, code, child.keepsake.text())
+        self.emit(ended if self.mpi is None else await self.mpi.weigh(child, ended))
 
     # ------------------------------------------------------------------ what does happen
 

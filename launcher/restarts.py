@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+from backends.plan import Main
+from launcher.drain import MAIN
+from launcher.gates import refuses
+
+if TYPE_CHECKING:
+    from launcher.lifecycle import Pod
 
 FIRST = 1.0  # seconds before the first restart; doubled for each that follows
 LONGEST = 60.0
+LOOK_EVERY = 2.0
 
 
 @dataclass(frozen=True)
@@ -31,3 +42,12 @@ class Restarts:
         """One restart taken, and the seconds to wait before it: with jitter, so that groups do not fall in step."""
         wait = min(FIRST * 2**self.used, LONGEST) * (0.5 + jitter())
         return replace(self, used=self.used + 1), wait
+
+
+async def note_service(pod: Pod, main: Main) -> None:
+    """Loading a model is no service yet: restarts are forgotten only after the engine has answered for a while."""
+    while main.serves is not None and await refuses(main.serves) is not None:
+        await asyncio.sleep(LOOK_EVERY)
+    pod.served_since = time.monotonic()
+    if main.serves is not None:
+        pod.children[MAIN].keepsake.forget()  # it serves in spite of it: SGLang logs each early look at itself

@@ -42,7 +42,7 @@ class Suspect:
 def rank_lost(pod: Pod, event: RankLost) -> None:
     """One of this pod's ranks has ended."""
     me = pod.group.index if pod.group else 0
-    died = event.code is not None and event.code not in ORDERLY
+    died = event.needed or (event.code is not None and event.code not in ORDERLY)
     main, child = pod.children.get(MAIN), pod.children[event.name]
     if any(not one.alive or exiting(one.pid) for one in (main, child) if one is not None):
         return  # the engine is ending already, and takes its ranks along

@@ -15,7 +15,15 @@ from launcher.channel import agreement
 from launcher.channel import messages as m
 from launcher.channel.absences import Absences
 from launcher.channel.complaints import Complaints
-from launcher.channel.events import Event, MemberDone, MemberFailed, MemberLeaving, MemberLost, MemberSuspected
+from launcher.channel.events import (
+    DaemonEnded,
+    Event,
+    MemberDone,
+    MemberFailed,
+    MemberLeaving,
+    MemberLost,
+    MemberSuspected,
+)
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
@@ -38,6 +46,7 @@ class Seat:
     detached: bool = False
     drained: bool = False
     cleared: bool = False
+    settled: bool = False
 
 
 class LeaderSide:
@@ -140,7 +149,7 @@ class LeaderSide:
         return sorted(self.seats)
 
     async def wait_said(self, state: str, left: Callable[[], float]) -> list[int]:
-        """Until every member that is here has said "drained", or "cleared"; those that have not in the time left."""
+        """Until every member that is here has said "drained", "settled" or "cleared"; in the time left, who has not."""
         while late := sorted(index for index, seat in self.seats.items() if not getattr(seat, state)):
             if left() <= 0:
                 break
@@ -289,6 +298,10 @@ class LeaderSide:
                 case m.Equipped():
                     seat.equipped = message
                     self._said.set()
+                case m.LaunchEnded():
+                    self._emit(DaemonEnded(seat.index, replace(message, words=message.words[:1000])))
+                case m.Settled():
+                    seat.settled = True
                 case m.Detached():
                     seat.detached = True
                     self._said.set()

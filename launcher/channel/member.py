@@ -18,7 +18,16 @@ from backends.group import Group
 from backends.plan import join_host_port
 from launcher import resolver
 from launcher.channel import messages as m
-from launcher.channel.events import Event, LeaderDrains, LeaderLost, LeaderRestarts, LeaderSaid, Mismatched
+from launcher.channel.events import (
+    Event,
+    LaunchAsked,
+    LeaderDrains,
+    LeaderLost,
+    LeaderRestarts,
+    LeaderSaid,
+    Mismatched,
+    MpirunFinished,
+)
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
 
@@ -245,6 +254,10 @@ class MemberSide:
                     await wire.send(m.Detached())
                 case m.Become():
                     self.may_become.set()
+                case m.Launch():
+                    self._emit(LaunchAsked(message))
+                case m.Finished():
+                    self._emit(MpirunFinished())
                 case m.Draining(reason):
                     self._emit(LeaderDrains(reason))
                 case m.Stop():
