@@ -296,13 +296,10 @@ class Pod:
     def environ(self) -> Mapping[str, str]:
         return self.the_plan.environ(self.settings.environ)
 
-    def start(
-        self, name: str, argv: tuple[str, ...], environ: Mapping[str, str] | None = None, keep_stdin: bool = False
-    ) -> Child:
-        environ = self.environ() if environ is None else environ
+    def start(self, name: str, argv: tuple[str, ...], keep_stdin: bool = False) -> Child:
         try:
             # After --exec nobody would read a pipe of ours any more.
-            child = self.supervisor.spawn(name, argv, environ, bare=self.settings.exec, keep_stdin=keep_stdin)
+            child = self.supervisor.spawn(name, argv, self.environ(), bare=self.settings.exec, keep_stdin=keep_stdin)
         except CannotStart as error:
             raise cannot_start(error) from None
         self.children[name] = child

@@ -39,13 +39,13 @@ class HelperLost:
 class RankLost:
     """One of the engine's own processes has ended. name is the child that it belonged to; code is often not known.
 
-    needed: its end is a failure however it ended.
+    died: not as a shutdown ends it; None: told by the code.
     """
 
     name: str
     what: str
     code: int | None
-    needed: bool = False
+    died: bool | None = None
 
 
 @dataclass(frozen=True)

@@ -16,14 +16,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.errors import ConfigError
 from backends.plan_mpi import AGENT_PYTHON, AGENT_SCRIPT, AGENT_SOCKET, ENVIRONMENT, Mpi
 from launcher import exits
+from launcher.channel.events import DaemonGone
 from launcher.channel.messages import Launch, LaunchEnded
 from launcher.channel.wire import Gone
 from launcher.log import log
 from launcher.mpi import daemon
 from launcher.mpi.agent import FAILED
+from launcher.supervisor import CannotStart
 
 if TYPE_CHECKING:
     from launcher.lifecycle import Pod
@@ -102,10 +103,12 @@ async def _run(pod: Pod, command: str) -> tuple[int, str]:
     name = os.path.basename(argv[0])
     log.info("starting %s for the leader's mpirun", name)
     try:
-        child = pod.start(name, argv, environ)
-    except ConfigError as error:
+        child = pod.supervisor.spawn(name, argv, environ)
+    except CannotStart as error:
         return NOT_FOUND, str(error)
+    pod.children[name] = child
     code = await asyncio.shield(child.exited)
+    pod.emit(DaemonGone(name, code, child.keepsake.text()))
     return code, "" if code == 0 else f"{name} {exits.describe(code)}"
 
 

@@ -114,8 +114,10 @@ class Ranks:
         how = "ended" if code is None else exits.describe(code)
         owner = next((name for name, child in self._pod.children.items() if child.alive), None)
         if owner is not None:
-            needed = self._pod.the_plan.kind is Kind.SERVER
-            self._pod.emit(RankLost(owner, f"rank {rank.number} (pid {rank.pid}) {how}", code, needed))
+            # SIGTERM is how mpirun ends the others; a job's ranks may end as they like, a server's may not.
+            asked = code == 128 + signal.SIGTERM
+            died = not asked if self._pod.the_plan.kind is Kind.SERVER else code is not None and code != 0 and not asked
+            self._pod.emit(RankLost(owner, f"rank {rank.number} (pid {rank.pid}) {how}", code, died))
 
 
 def daemons() -> list[psutil.Process]:

@@ -58,8 +58,6 @@ class MpiRun:
 
     async def weigh(self, child: Child, ended: ProcessEnded) -> Event:
         """What the end of a child means; it may take as long as the other pods need to tell what they have seen."""
-        if child.name in DAEMONS:
-            return DaemonGone(child.name, ended.code, ended.words)
         return await verdict.weigh(self._pod, self.ranks, child, ended) if child.name == MAIN else ended
 
     def leader_drains(self) -> None:
