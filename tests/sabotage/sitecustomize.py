@@ -324,5 +324,35 @@ def every_address() -> None:
     resolver.resolve = first
 
 
+def server_watch() -> None:
+    """Over MPI nobody watches the process that answers requests."""
+    from launcher.mpi import server
+
+    async def blind(*_: object) -> None:
+        return
+
+    server.watch = blind
+
+
+def asking_before_mpirun() -> None:
+    """mpirun is asked to end before the server, or the ranks of a job."""
+    from launcher.mpi import ending
+
+    async def skip(*_: object) -> None:
+        return
+
+    ending.ask_first = skip
+
+
+def mpirun_is_believed() -> None:
+    """What mpirun's exit code says is taken for what has happened."""
+    from launcher.mpi import verdict
+
+    async def as_it_is(pod: object, ranks: object, child: object, ended: object) -> object:
+        return ended
+
+    verdict.weigh = as_it_is  # type: ignore[assignment]
+
+
 if os.environ.get("LWSRUN_TEST_SABOTAGE") and sys.orig_argv[1:4] == ["-m", "launcher", "start"]:
     globals()[os.environ["LWSRUN_TEST_SABOTAGE"]]()
