@@ -43,7 +43,9 @@ async def ask_first(pod: Pod, mpirun: Child, left: Callable[[], float]) -> None:
     if process is None:
         log.info("no server is there yet to be asked: mpirun ends its ranks")
         return
-    log.info("asking %s (pid %d) to end, and mpirun after it", process.name(), process.pid)
+    mpi = pod.the_plan.mpi
+    name = (server.entry_of(mpi.program) if mpi else None) or "rank 0"
+    log.info("asking %s (pid %d) to end, and mpirun after it", name, process.pid)
     main, asked, heard = pod.the_plan.main, 0.0, False
     loop = asyncio.get_running_loop()
     while mpirun.alive and process.is_running() and _runs(process) and left() > ladder:

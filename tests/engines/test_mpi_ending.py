@@ -26,7 +26,7 @@ def served(
     return simulate(
         "--size=2", "--gpus-per-node=1", f"--mpi-agent={agent}", f"--then={READY}; {then}", *options,
         command=["trtllm-serve", "model", "--tp_size", "2"], sabotage=sabotage, limit=limit, PATH=path,
-        LWSRUN_TEST_PYTHON=mpi.python, OMPI_MCA_mpi_yield_when_idle="1", **mpi.environ,
+        RANKS_PYTHON=mpi.python, OMPI_MCA_mpi_yield_when_idle="1", **mpi.environ,
     )  # fmt: skip
 
 
