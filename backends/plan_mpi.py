@@ -150,3 +150,4 @@ AUTHORIZED_KEYS = "authorized_keys"
 LOGINS = "logins.json"  # for the child that tries them: index, address, port and user of each worker
 ENVIRONMENT = "environment.json"  # what a rank on this pod starts from; the gate's own
 PASSWD, GROUP = "passwd", "group"
+AGENT_PYTHON, AGENT_SCRIPT, AGENT_SOCKET = "python", "agent.py", "agent.sock"  # with Agent.CHANNEL

@@ -15,7 +15,7 @@ from backends.group import member_names
 from backends.plan import InFlight, Kind, PortOpen
 from launcher import exits
 from launcher.budget import TEARDOWN
-from launcher.channel.events import LeaderLost, LeaderRestarts, LeaderSaid, SignalCaught
+from launcher.channel.events import DaemonEnded, LeaderDrains, LeaderLost, LeaderRestarts, LeaderSaid, SignalCaught
 from launcher.channel.messages import Cleared, Drained, Draining, Failed, Leaving, Restart, Stop
 from launcher.gates import refuses
 from launcher.log import log
@@ -215,11 +215,16 @@ class Drain:
             await self.let_finish(main.in_flight, child, lambda: left() - TEARDOWN)
         asked = asyncio.get_running_loop().time()
         log.info("asking the engine to end; it has %.1f s", max(left(), 0))
+        over_mpi = self.pod.mpi is not None
+        if over_mpi and keep_reserve:
+            from launcher.mpi.ending import ask_first
+
+            await ask_first(self.pod, child, left)
         ended = await self.pod.supervisor.stop(
             child,
             left,
             alone=main.asked_alone,
-            hears=None if main.serves is None else partial(accepts, main.serves),
+            hears=None if main.serves is None or over_mpi else partial(accepts, main.serves),
         )
         took = asyncio.get_running_loop().time() - asked
         if ended:
@@ -288,6 +293,10 @@ class Drain:
                 case LeaderSaid(stop):
                     self.pod.stop = stop
                     settle(self.pod.told, None)
+                case LeaderDrains() if self.pod.mpi is not None:
+                    self.pod.mpi.leader_drains()
+                case DaemonEnded(_, message) if self.pod.mpi is not None:
+                    self.pod.mpi.launch_ended(message)
                 case LeaderLost():
                     settle(self.pod.told, None)
                     settle(self.pod.restarts_too, False)

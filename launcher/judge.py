@@ -12,11 +12,14 @@ from backends.group import member_name
 from backends.plan import Kind
 from launcher import exits, hang, suspicion
 from launcher.channel.events import (
+    DaemonEnded,
+    DaemonGone,
     EngineHung,
     Event,
     GatherTimeout,
     HangJudged,
     HelperLost,
+    LaunchAsked,
     LeaderDrains,
     LeaderInspects,
     LeaderLost,
@@ -28,6 +31,8 @@ from launcher.channel.events import (
     MemberLost,
     MemberSuspected,
     Mismatched,
+    MpirunEnded,
+    MpirunFinished,
     ProcessEnded,
     RankLost,
     RankMissed,
@@ -90,6 +95,8 @@ def _judge(pod: Pod, event: Event) -> Ending | None:
             pod.pass_on(caught.number)
         case ProcessEnded(name, 0, _) if name == MAIN and pod.the_plan.kind is Kind.JOB:
             return pod.job_done() or pod.asked
+        case MpirunEnded() | LaunchAsked() | DaemonEnded() | DaemonGone() | MpirunFinished() if pod.mpi is not None:
+            return pod.mpi.judge(event)
         case ProcessEnded(name, code) if pod.leader_drains:
             log.info("%s %s while the leader drains", "the engine" if name == MAIN else name, exits.describe(code))
         case HelperLost() | RankLost() | RankMissed() if pod.leader_drains:
@@ -131,6 +138,8 @@ def _judge(pod: Pod, event: Event) -> Ending | None:
         case LeaderDrains(reason):
             log.info("the leader drains (%s)", reason)
             pod.leader_drains = True
+            if pod.mpi is not None:
+                pod.mpi.leader_drains()
             if pod.plan is not None and pod.plan.all_answer:
                 return Ending(f"the leader drains ({reason})", exits.OK, asked=True)
         case LeaderSaid(stop):

@@ -38,9 +38,9 @@ from launcher.judge import judge
 from launcher.log import log
 from launcher.phases import load
 from launcher.report import Ending, cannot_start, last_line, write_termination_message
-from launcher.restarts import Restarts
+from launcher.restarts import Restarts, begin_epoch, restarted
 from launcher.settings import Settings
-from launcher.shared_memory import listing, remove_new
+from launcher.shared_memory import listing
 from launcher.supervisor import TERMINAL_STOPS, CannotStart, Child, Supervisor, locate
 from launcher.suspicion import Suspect
 from launcher.tally import Tally
@@ -51,6 +51,7 @@ if TYPE_CHECKING:
     from launcher.channel.leader import LeaderSide
     from launcher.channel.member import MemberSide
     from launcher.channel.tls import Tls
+    from launcher.mpi.run import MpiRun
     from launcher.watchers import Watchers
 
 WORDS = 0.05  # seconds for the last output of a process that has ended
@@ -85,7 +86,7 @@ async def live_through(pod: Pod) -> Ending:
     ending = await pod.decide()
     story.cancel()
     await asyncio.wait([story])
-    return await Drain(pod).carry_out(pod.restarted(ending))
+    return await Drain(pod).carry_out(restarted(pod, ending))
 
 
 class Pod:
@@ -123,6 +124,7 @@ class Pod:
         self.sockets: list[socket.socket] = []
         self.tasks: set[asyncio.Task[None]] = set()
         self.watches: list[asyncio.Task[None]] = []
+        self.mpi: MpiRun | None = None
         self.leftovers = contextlib.ExitStack()  # what must be gone when this epoch is over
         self.signals = 0  # how often we were asked to stop
         self.asked: Ending | None = None  # the ending that the first time is
@@ -142,7 +144,7 @@ class Pod:
     async def story(self) -> None:
         """From nothing to a running engine. Raises ConfigError, CannotStart, GateFailed or GatherTimeout."""
         if self.epoch > 1:
-            await self.wait_for_restart()
+            await begin_epoch(self)
         group = self.identify()
         await self.look_around(group)
         if group.size == 1:
@@ -177,16 +179,6 @@ class Pod:
             _, nodes = await both(self.start_services(Stage.ADMITTED), all_here(self, group))
             self.plan_for(group, nodes)
             await self.serve()
-
-    async def wait_for_restart(self) -> None:
-        self.enter("restarting")
-        with contextlib.suppress(OSError):
-            os.chdir(self.supervisor.directory)
-        if removed := remove_new(self.shared_memory):
-            log.info("removed from /dev/shm, where the engine had left them: %s", ", ".join(removed))
-        await asyncio.sleep(self.pause)
-        self.born = time.monotonic()
-        log.info("epoch %d begins", self.epoch)
 
     def identify(self) -> Group:
         given = self.settings
@@ -248,9 +240,9 @@ class Pod:
             await smoke_first(self)
         write_files(plan)
         if plan.mpi is not None:
-            from launcher.mpi.equip import equip
+            from launcher.mpi.run import prepare
 
-            await equip(self)
+            await prepare(self)
         await self.start_services(Stage.FORMED)
         self.telling.environment(plan)
         self.telling.decisions(plan)
@@ -269,6 +261,8 @@ class Pod:
             self.background(self.supervisor.deliver(engine, self.kept_signals))
             self.watch_ranks(engine, plan.main.ranks)
             watch_engine(self, plan.main)
+            if self.mpi is not None:
+                self.mpi.attend(engine)
             if os.getpid() == 1 and os.path.isabs(__file__):
                 os.chdir("/")  # from here on we hold no mount
             self.enter("serving" if plan.main.serves is None else "loading")
@@ -322,7 +316,8 @@ class Pod:
         code = await asyncio.shield(child.exited)
         # Not longer: an orphan may hold the pipes open, and whoever speaks first is taken for the first cause.
         await asyncio.to_thread(child.join_output, WORDS)
-        self.emit(ProcessEnded(child.name, code, child.keepsake.text()))
+        ended = ProcessEnded(child.name, code, child.keepsake.text())
+        self.emit(ended if self.mpi is None else await self.mpi.weigh(child, ended))
 
     # ------------------------------------------------------------------ what does happen
 
@@ -343,18 +338,6 @@ class Pod:
         elif number not in self.kept_signals:
             self.kept_signals.append(number)
             log.info("%s: kept until there is an engine that takes it", exits.signal_name(number))
-
-    def restarted(self, ending: Ending) -> Ending:
-        """The leader's word on whether a failure ends the pods or only this epoch."""
-        leads = self.group is not None and self.group.is_leader
-        if not ending.failed or ending.final or not leads or self.signals or self.settings.exec:
-            return ending
-        self.restarts = self.restarts.after(time.monotonic() - self.served_since if self.served_since else 0.0)
-        if not self.restarts.left:
-            return ending
-        self.restarts, wait = self.restarts.one_more()
-        log.warning("restart %d of %d in place (--max-restarts)", self.restarts.used, self.restarts.limit)
-        return replace(ending, restart=wait)
 
     def next_epoch(self, pause: float) -> Pod:
         """The same pod in the next epoch of its group. What still happens to the old one reaches nobody."""

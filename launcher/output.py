@@ -122,6 +122,11 @@ class Keepsake:
         with self._lock:
             return "" if self._head_of is None else self._head.decode(errors="replace").strip()
 
+    def tail(self) -> str:
+        """The last that it said on stderr, or on the stream that both are; some kilobyte."""
+        with self._lock:
+            return self._tails.get(2, b"").decode(errors="replace")
+
     def text(self) -> str:
         """Decoded with replacement characters."""
         with self._lock:

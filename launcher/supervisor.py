@@ -45,6 +45,7 @@ class Child:
     keepsake: Keepsake = field(default_factory=Keepsake)
     pumps: list[Pump] = field(default_factory=list)
     stdout: asyncio.StreamReader | None = None
+    signalled: bool = False  # ended by a signal itself, not with the code that a shell gives for one
 
     @property
     def alive(self) -> bool:
@@ -111,6 +112,7 @@ class Supervisor:
         """keep: how many bytes of each process's first traceback or fatal line are kept."""
         self._loop = asyncio.get_running_loop()
         self._children: dict[int, Child] = {}
+        self._adopted: dict[int, asyncio.Future[int]] = {}
         self._on_signal = on_signal
         self._keep = keep
         self.directory = os.getcwd()
@@ -199,6 +201,10 @@ class Supervisor:
     def locate(self, program: str, environ: Mapping[str, str]) -> str:
         """The program's path as spawn would find it. Raises CannotStart."""
         return locate(program, environ, self.directory)
+
+    def adopt(self, pid: int) -> asyncio.Future[int]:
+        """The exit code of a descendant, should it be an orphan when it ends; else it never comes."""
+        return self._adopted.setdefault(pid, self._loop.create_future())
 
     async def run(self, name: str, argv: Sequence[str], environ: Mapping[str, str]) -> tuple[int, bytes]:
         """Run a short helper to its end; its exit code and stdout. Killed when the caller is cancelled."""
@@ -330,5 +336,9 @@ class Supervisor:
                 return
             child = self._children.pop(pid, None)
             if child is not None and not child.exited.done():
+                child.signalled = os.WIFSIGNALED(status)
                 child.exited.set_result(exits.of_status(status))
+            adopted = self._adopted.pop(pid, None)
+            if adopted is not None:
+                adopted.set_result(exits.of_status(status))
         self._loop.call_soon(self._reap)

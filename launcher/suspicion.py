@@ -42,7 +42,9 @@ class Suspect:
 def rank_lost(pod: Pod, event: RankLost) -> None:
     """One of this pod's ranks has ended."""
     me = pod.group.index if pod.group else 0
-    died = event.code is not None and event.code not in ORDERLY
+    died = event.died
+    if died is None:
+        died = event.code is not None and event.code not in ORDERLY
     main, child = pod.children.get(MAIN), pod.children[event.name]
     if any(not one.alive or exiting(one.pid) for one in (main, child) if one is not None):
         return  # the engine is ending already, and takes its ranks along
@@ -50,6 +52,8 @@ def rank_lost(pod: Pod, event: RankLost) -> None:
     if died:
         log.warning("%s", event.what)
         pod.background(_until_missed(pod, child, event.what))
+    elif event.died is False:
+        return
     note(pod, me, event.what, died, words)
     if pod.member is not None:
         pod.background(pod.member.tell(Suspected(event.what, died, words)))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from launcher.channel.messages import Cause, Stop
+from launcher.channel.messages import Cause, Launch, LaunchEnded, Stop
 from launcher.kernel import Caught
 
 
@@ -41,11 +41,15 @@ class HelperLost:
 
 @dataclass(frozen=True)
 class RankLost:
-    """One of the engine's own processes has ended. name is the child that it belonged to; code is often not known."""
+    """One of the engine's own processes has ended. name is the child that it belonged to; code is often not known.
+
+    died: not as a shutdown ends it; None: told by the code.
+    """
 
     name: str
     what: str
     code: int | None
+    died: bool | None = None
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,43 @@ class MemberSuspected:
     what: str
     died: bool
     words: str
+
+
+@dataclass(frozen=True)
+class MpirunEnded:
+    """On the leader: mpirun has ended with this code because of what it says itself."""
+
+    code: int
+    cause: Cause
+
+
+@dataclass(frozen=True)
+class LaunchAsked:
+    """On a worker: the leader's mpirun wants its daemon started here."""
+
+    message: Launch
+
+
+@dataclass(frozen=True)
+class DaemonEnded:
+    """On the leader: a daemon that was started over the channel has ended, or was never started."""
+
+    index: int
+    message: LaunchEnded
+
+
+@dataclass(frozen=True)
+class DaemonGone:
+    """On a worker: mpirun's daemon has ended; code is None where only a stranger knows it. words as in ProcessEnded."""
+
+    name: str
+    code: int | None
+    words: str
+
+
+@dataclass(frozen=True)
+class MpirunFinished:
+    """On a worker: the leader's mpirun has ended with 0."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +193,11 @@ Event = (
     | RankLost
     | RankMissed
     | MemberSuspected
+    | MpirunEnded
+    | LaunchAsked
+    | DaemonEnded
+    | DaemonGone
+    | MpirunFinished
     | MemberFailed
     | MemberLost
     | MemberLeaving

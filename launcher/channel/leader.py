@@ -17,6 +17,7 @@ from launcher.channel import messages as m
 from launcher.channel.absences import Absences
 from launcher.channel.complaints import Complaints
 from launcher.channel.events import (
+    DaemonEnded,
     Event,
     MemberDone,
     MemberFailed,
@@ -55,6 +56,8 @@ class Seat:
     def enter(self, phase: str) -> None:
         if phase != self.phase:
             self.phase, self.since = phase, time.monotonic()
+
+    settled: bool = False
 
 
 class LeaderSide:
@@ -160,7 +163,7 @@ class LeaderSide:
         return sorted(self.seats)
 
     async def wait_said(self, state: str, left: Callable[[], float]) -> list[int]:
-        """Until every member that is here has said "drained", or "cleared"; those that have not in the time left."""
+        """Until every member that is here has said "drained", "settled" or "cleared"; in the time left, who has not."""
         while late := sorted(index for index, seat in self.seats.items() if not getattr(seat, state)):
             if left() <= 0:
                 break
@@ -314,6 +317,10 @@ class LeaderSide:
                 case m.Equipped():
                     seat.equipped = message
                     self._said.set()
+                case m.LaunchEnded():
+                    self._emit(DaemonEnded(seat.index, replace(message, words=message.words[:1000])))
+                case m.Settled():
+                    seat.settled = True
                 case m.Detached():
                     seat.detached = True
                     self._said.set()

@@ -20,12 +20,14 @@ from launcher import resolver
 from launcher.channel import messages as m
 from launcher.channel.events import (
     Event,
+    LaunchAsked,
     LeaderDrains,
     LeaderInspects,
     LeaderLost,
     LeaderRestarts,
     LeaderSaid,
     Mismatched,
+    MpirunFinished,
 )
 from launcher.channel.wire import Gone, Wire
 from launcher.log import log
@@ -256,6 +258,10 @@ class MemberSide:
                     await wire.send(m.Detached())
                 case m.Become():
                     self.may_become.set()
+                case m.Launch():
+                    self._emit(LaunchAsked(message))
+                case m.Finished():
+                    self._emit(MpirunFinished())
                 case m.Draining(reason):
                     self._emit(LeaderDrains(reason))
                 case m.Inspect():

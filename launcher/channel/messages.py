@@ -140,6 +140,33 @@ class Equipped:
 
 
 @dataclass(frozen=True)
+class Launch:
+    """leader -> member, with --mpi-agent channel: start this daemon of mpirun's. number: of this launch."""
+
+    number: int
+    command: str
+
+
+@dataclass(frozen=True)
+class LaunchEnded:
+    """member -> leader: that daemon has ended, or was never started; words then say why."""
+
+    number: int
+    code: int
+    words: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """leader -> members: mpirun has ended with 0; say when nothing of it is left."""
+
+
+@dataclass(frozen=True)
+class Settled:
+    """member -> leader: no daemon of mpirun's is left here, and none has failed."""
+
+
+@dataclass(frozen=True)
 class Phase:
     """member -> leader: how far it has come."""
 
@@ -269,6 +296,10 @@ Message = (
     | Formed
     | Handed
     | Equipped
+    | Launch
+    | LaunchEnded
+    | Finished
+    | Settled
     | Phase
     | Ping
     | Pong

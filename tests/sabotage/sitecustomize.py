@@ -185,9 +185,9 @@ def restarting() -> None:
 
 def clean_shared_memory() -> None:
     """What the engine leaves in /dev/shm stays."""
-    from launcher import lifecycle
+    from launcher import restarts
 
-    lifecycle.remove_new = lambda _: []
+    restarts.remove_new = lambda _: []
 
 
 def waiting_for_requests() -> None:
@@ -322,6 +322,36 @@ def every_address() -> None:
         return (await resolve(host, port))[:1]
 
     resolver.resolve = first
+
+
+def server_watch() -> None:
+    """Over MPI nobody watches the process that answers requests."""
+    from launcher.mpi import server
+
+    async def blind(*_: object) -> None:
+        return
+
+    server.watch = blind
+
+
+def asking_before_mpirun() -> None:
+    """mpirun is asked to end before the server, or the ranks of a job."""
+    from launcher.mpi import ending
+
+    async def skip(*_: object) -> None:
+        return
+
+    ending.ask_first = skip
+
+
+def mpirun_is_believed() -> None:
+    """What mpirun's exit code says is taken for what has happened."""
+    from launcher.mpi import verdict
+
+    async def as_it_is(pod: object, ranks: object, child: object, ended: object) -> object:
+        return ended
+
+    verdict.weigh = as_it_is  # type: ignore[assignment]
 
 
 if os.environ.get("LWSRUN_TEST_SABOTAGE") and " -m launcher start" in " ".join(sys.orig_argv[:5]):
