@@ -7,13 +7,13 @@ block. It is planned for 2 pods with 8 GPUs and Ray in the image, unless a comme
 
 from __future__ import annotations
 
-import json
 import os
 import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import yaml
 from conftest import start
 
 ROOT = Path(__file__).parents[2]
@@ -38,13 +38,25 @@ def blocks(text: str) -> Iterator[tuple[str, str]]:
             shape = line.removeprefix(MARK).removesuffix("-->").strip()
 
 
+def containers(part: object) -> Iterator[dict[str, list[str]]]:
+    """Whatever has a command, in a manifest or a part of one."""
+    if isinstance(part, dict):
+        if "command" in part:
+            yield part
+        else:
+            part = list(part.values())
+    if isinstance(part, list):
+        for each in part:
+            yield from containers(each)
+
+
 def commands(code: str) -> Iterator[list[str]]:
     """What `lwsrun start` is given in a block, as an argument list; comments and other commands are passed over."""
     if "command: [" in code:
-        rest = code[code.index("command: [") + len("command: ") :]
-        command, end = json.JSONDecoder().raw_decode(rest)
-        args, _ = json.JSONDecoder().raw_decode(rest[rest.index("args: [", end) + len("args: ") :])
-        yield [*command, *args][2:]
+        for container in containers(yaml.safe_load(code)):
+            program, *start = container.get("command", [""])
+            if program.endswith("lwsrun"):
+                yield [*start, *container.get("args", [])][1:]
         return
     if "lwsrun start" not in code:
         return  # what a program says, perhaps

@@ -18,7 +18,6 @@ import yaml
 from rendered import ROOT, Template, all_templates, command, directories, environment, expand, lws_variables
 
 from backends.group import parse_group
-from backends.planner import NAMES
 from launcher import cli, preview
 from launcher.budget import share_out
 from launcher.options import OF_BACKENDS, make_options
@@ -103,11 +102,7 @@ def compare(name: str, got: str) -> None:
     assert got == file.read_text(), "the plan has changed: run `make golden`, and read the difference"
 
 
-# A build without the TensorRT-LLM backend has nothing to plan for it.
-PLANNED = [d for d in SETS if "tensorrt-llm" in NAMES or not d.startswith("tensorrt-llm")]
-
-
-@pytest.mark.parametrize("directory", PLANNED)
+@pytest.mark.parametrize("directory", SETS)
 def test_a_manifest_is_planned_as_it_was_reviewed(directory: str, pod_environ: pytest.MonkeyPatch) -> None:
     compare(f"{directory}.txt", plans(directory, pod_environ))
 
@@ -181,7 +176,7 @@ def test_another_controllers_manifest_is_planned_as_it_was_reviewed(
 
 
 def test_every_golden_file_belongs_to_a_manifest() -> None:
-    belong = {f"{d}.txt" for d in PLANNED} | {f"{file.stem}.txt" for file in OTHERS.glob("*.yaml")}
+    belong = {f"{d}.txt" for d in SETS} | {f"{file.stem}.txt" for file in OTHERS.glob("*.yaml")}
     left = {file.name for file in GOLDEN.iterdir()} - belong
     if WRITE:
         for name in left:
