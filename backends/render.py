@@ -75,9 +75,10 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
         if plan.main.health is not None:
             lines.append(f"  ready   when {_asked(plan.main.health)}")
     else:
-        asked = plan.mpi is not None and plan.mpi.agent is Agent.CHANNEL
-        daemon = "MPI's daemon, when the leader's mpirun asks for it over the group channel"
-        lines.append(f"  run     {daemon if asked else "nothing more: the services above are this pod's part"}")
+        part = "nothing more: the services above are this pod's part"
+        if plan.mpi is not None and plan.mpi.agent is Agent.CHANNEL:
+            part = "MPI's daemon, when the leader's mpirun asks for it over the group channel"
+        lines.append(f"  run     {part}")
     lines.extend(f"  added   {decision}" for decision in plan.decisions)
     lines.extend(f"  note    {note}" for note in plan.notes)
     return "\n".join(lines)
