@@ -95,7 +95,8 @@ class Standing:
     def take(self, seen: dict[str, tuple[float, float]] | None, passed: float) -> None:
         """seen: what each replica works on, and the sum of its counters; None where they were not to be had."""
         for engine, (busy, steps) in (seen or {}).items():
-            stands = busy > 0 and steps == self._steps.get(engine)
+            # The first step may take minutes: what the engine compiles for it.
+            stands = busy > 0 and 0 < steps == self._steps.get(engine)
             self._seconds[engine] = self._seconds.get(engine, 0.0) + passed if stands else 0.0
             self._steps[engine], self._busy[engine] = steps, busy
 

@@ -51,7 +51,8 @@ async def load(pod: Pod, main: Main, engine: Child) -> None:
         times = summary(pod.phases, pod.age())
         log.info("loaded: %s accepts connections after %.1f s (%s)", main.serves.what, pod.age(), times)
         pod.enter("serving")
-        if pod.health is not None:  # restarts are forgotten only after it has answered for a while
-            await pod.health.first.wait()
+    if pod.health is not None:  # restarts are forgotten only after it has answered for a while
+        await pod.health.first.wait()
+    if pod.health is not None or main.serves is not None:
         engine.keepsake.forget()  # it serves in spite of it: SGLang logs each early look at itself
     pod.served_since = time.monotonic()

@@ -20,7 +20,7 @@ import psutil
 from launcher.log import log
 from launcher.supervisor import CannotStart, Supervisor
 
-LIMIT = 10.0  # seconds for all of it
+LIMIT = 10.0  # seconds for all stacks
 EACH = 5.0  # for one stack
 PROCESSES = 32  # whose stacks are taken; those of a node with 8 GPUs are some 20
 BYTES = 8 * 1024  # of each stack
@@ -46,22 +46,20 @@ class Process:
 
 async def inspect(supervisor: Supervisor, environ: Mapping[str, str]) -> str:
     """Log the states and stacks of all processes below this launcher. Which of them are stopped, in words; or ""."""
+    before = {process.pid: process.state for process in _below()}
+    await asyncio.sleep(LOOK_AGAIN)
+    after = _below()
+    odd = [process for process in after if process.state in STATES and before.get(process.pid) == process.state]
+    table = "\n".join(f"{p.pid:8} {p.state} {_waits_in(p.pid):24} {p.name}" for p in after)
+    log.error("the engine's processes (pid, state, where in the kernel, name):\n%s", table or "none")
+    # The odd ones first: what the others wait for.
+    python = [process for process in (*odd, *(p for p in after if p not in odd)) if process.python]
     try:
         async with asyncio.timeout(LIMIT):
-            before = _below()
-            await asyncio.sleep(LOOK_AGAIN)
-            after = {process.pid: process for process in _below()}
-            states = {process.pid: process.state for process in before}
-            odd = [p for p in after.values() if p.state in STATES and states.get(p.pid) == p.state]
-            table = "\n".join(f"{p.pid:8} {p.state} {_waits_in(p.pid):24} {p.name}" for p in after.values())
-            log.error("the engine's processes (pid, state, where in the kernel, name):\n%s", table or "none")
-            # The odd ones first: what the others wait for.
-            python = [p for p in (*odd, *(p for p in after.values() if p not in odd)) if p.python]
             await _tell_stacks(supervisor, environ, python[:PROCESSES])
-            return ", ".join(p.odd for p in odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
     except TimeoutError:
         log.error("not all stacks were to be had within %g s", LIMIT)
-        return ""
+    return ", ".join(process.odd for process in odd[:4]) + (f" and {len(odd) - 4} more" if len(odd) > 4 else "")
 
 
 async def _tell_stacks(supervisor: Supervisor, environ: Mapping[str, str], processes: list[Process]) -> None:

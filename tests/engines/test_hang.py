@@ -12,9 +12,15 @@ from test_real_vllm import ON_CPU, serve, vllm
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(900)]
 __all__ = ["vllm"]  # a fixture
 
+# The engine compiles something for its first request.
+FIRST = (
+    "curl -sS -o /dev/null http://$LEADER_IP:8000/v1/completions -H 'Content-Type: application/json'"
+    """ -d '{"model": "tiny", "prompt": "Hello", "max_tokens": 8}'"""
+)
 # Its health before and after; in the end the group is gone, or this script ends it.
 SCRIPT = """
 until curl -sf -o {file}.health http://$LEADER_IP:8000/health; do sleep 1; done
+{ask}
 curl -sSN -o {file} http://$LEADER_IP:8000/v1/completions -H 'Content-Type: application/json' -d '
   {{"model": "tiny", "prompt": "Hello", "max_tokens": 240, "ignore_eos": true, "stream": true}}' &
 touch {file}; until grep -q data: {file}; do sleep 0.02; done
@@ -27,7 +33,7 @@ sleep {wait}
 def stopped_under_traffic(
     vllm: Path, simulate: Simulate, tmp_path: Path, *options: str, wait: int = 300
 ) -> Simulation:  # fmt: skip
-    script = SCRIPT.format(file=tmp_path / "stream", wait=wait)
+    script = SCRIPT.format(ask=FIRST, file=tmp_path / "stream", wait=wait)
     done = simulate(
         "--size=2", "--gpus-per-node=1", "--vllm-mode=native", *options, f"--then={script}",
         command=serve(vllm), limit=800, **ON_CPU,
@@ -40,12 +46,12 @@ def stopped_under_traffic(
 def test_a_rank_that_stands_still_ends_both_pods_and_both_name_it(
     vllm: Path, simulate: Simulate, tmp_path: Path
 ) -> None:
-    done = stopped_under_traffic(vllm, simulate, tmp_path, "--hang-timeout=15s")
+    done = stopped_under_traffic(vllm, simulate, tmp_path, "--hang-timeout=20s")
     assert done.codes() == [75, 70], done.output[-3000:]
     for pod in done.pods():
         assert re.match(
             r"stopped because worker 1: VLLM::Worker\S* \(pid \d+\) is stopped \(state T\), and the engine gets no"
-            r" further with a request for 15 s: hung; stacks are in the log",
+            r" further with a request for 20 s: hung; stacks are in the log",
             pod["termination_message"],
         )
     for index in range(2):
@@ -56,16 +62,16 @@ def test_a_rank_that_stands_still_ends_both_pods_and_both_name_it(
 def test_a_rank_that_stands_still_while_the_group_is_idle_is_found_too(
     vllm: Path, simulate: Simulate, tmp_path: Path
 ) -> None:
-    script = SCRIPT.format(file=tmp_path / "stream", wait=300)
+    script = SCRIPT.format(ask=FIRST, file=tmp_path / "stream", wait=300)
     wait, _, rest = script.strip().partition("\n")
-    idle = "\n".join([wait, *(line for line in rest.splitlines() if line.startswith(("kill", "sleep")))])
+    idle = "\n".join([wait, *(line for line in rest.splitlines() if line.startswith((FIRST, "kill", "sleep")))])
     done = simulate(
-        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", "--hang-timeout=15s", f"--then={idle}",
+        "--size=2", "--gpus-per-node=1", "--vllm-mode=native", "--hang-timeout=20s", f"--then={idle}",
         command=serve(vllm), limit=800, **ON_CPU,
     )  # fmt: skip
     assert done.codes() == [75, 70], done.output[-3000:]
     assert re.match(
-        r"stopped because worker 1: VLLM::Worker\S* \(pid \d+\) is stopped .* with a request of ours for 15 s: hung",
+        r"stopped because worker 1: VLLM::Worker\S* \(pid \d+\) is stopped .* with a request of ours for 20 s: hung",
         done.pods()[0]["termination_message"],
     )
 

@@ -111,6 +111,7 @@ def test_an_engine_that_gets_no_further_with_its_requests_hangs_though_its_healt
 
 
 def test_an_idle_engine_that_stands_still_is_found_by_a_request_of_our_own(engine: Engine, tmp_path: Path) -> None:
+    engine.says("tokens", 1)
     with alone(engine, tmp_path, HANG) as (pod, log):
         wait_until(lambda: engine.told("asked").count("/v1/completions") > 1)  # it answers them
         assert pod.process.poll() is None
@@ -152,13 +153,13 @@ def test_the_pod_whose_rank_stands_still_is_the_cause_in_every_pod(engine: Engin
 def test_standing_is_counted_for_each_replica_and_only_while_it_has_requests() -> None:
     standing = Standing()
     history = [
-        ({"0": (1, 5), "1": (0, 9)}, 0),  # the first look tells nothing
-        ({"0": (1, 6), "1": (0, 9)}, 0),
-        ({"0": (1, 6), "1": (0, 9)}, 2),
-        ({"0": (2, 6), "1": (3, 9)}, 4),
+        ({"0": (1, 5), "1": (0, 9), "2": (1, 0)}, 0),  # the first look tells nothing
+        ({"0": (1, 6), "1": (0, 9), "2": (1, 0)}, 0),  # replica 2 has never made a step
+        ({"0": (1, 6), "1": (0, 9), "2": (1, 0)}, 2),
+        ({"0": (2, 6), "1": (3, 9), "2": (1, 0)}, 4),
         (None, 4),  # no answer is no step, and no standing either
-        ({"0": (0, 6), "1": (3, 9)}, 4),
-        ({"0": (0, 6), "1": (3, 10)}, 0),
+        ({"0": (0, 6), "1": (3, 9), "2": (1, 0)}, 4),
+        ({"0": (0, 6), "1": (3, 10), "2": (1, 0)}, 0),
     ]
     for seen, expected in history:
         standing.take(seen, 2.0)
