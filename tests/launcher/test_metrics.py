@@ -47,7 +47,9 @@ from launcher.usage import Usage, read_usage
 ROOT = Path(__file__).parents[2]
 TOKEN = "a secret of this group"
 OPENMETRICS = "application/openmetrics-text;version=1.0.0,text/plain;version=0.0.4;q=0.5"
-SERVE = ("--kind=server", "--peer-timeout=5s", "--", "sh", "-c", "exec 9</dev/null; sleep 600 & exec sleep 600")
+# Two processes, of which the second ends with the first, however that ends.
+TWO = "import os, time; r, w = os.pipe(); os.fork() or (os.close(w), os.read(r, 1), os._exit(0)); time.sleep(600)"
+SERVE = ("--kind=server", "--peer-timeout=5s", "--", "python3", "-c", TWO)
 
 
 @pytest.fixture
@@ -104,6 +106,7 @@ def test_the_numbers_move_when_the_thing_happens(pods: Pods) -> None:
     serving_pods(leader, worker)
     both_formats_are_read(leader)
     assert TOKEN not in scrape(leader)[0]
+    assert {name.partition("{")[0] for name in samples(leader)} == given_names(), "a leader that serves gives them all"
 
     engine(worker).kill()  # the group restarts in place
     for pod in (leader, worker):
@@ -120,7 +123,6 @@ def test_the_numbers_move_when_the_thing_happens(pods: Pods) -> None:
     third.process.kill()  # a pod that dies: this time one is missing afterwards
     becomes(leader, "lwsrun_failures_total{cause=peer_lost}", 1)
     becomes(leader, "lwsrun_members{state=missing}", 1)
-    assert samples(leader)["lwsrun_restarts_total"] == 2
 
 
 def becomes_here(leader: Pod) -> None:
@@ -176,7 +178,7 @@ def both_formats_are_read(pod: Pod) -> None:
 
 def test_a_drain_is_measured_while_it_lasts_and_cpu_time_outlives_the_process(pods: Pods) -> None:
     burn = "python3 -c 'import time; end = time.process_time() + 0.5\nwhile time.process_time() < end: pass'"
-    script = f"trap 'sleep 3; exit 0' TERM; {burn}; while :; do sleep 0.1; done"
+    script = f"trap 'sleep 2; exit 0' TERM; {burn}; while :; do sleep 0.1; done"
     pod = pods.start(0, "--kind=server", "--drain-delay=0s", "--", "sh", "-c", script, size=1)
     wait_until(lambda: pod.process.poll() is None and answers(pod), 30)
     wait_until(lambda: samples(pod)["lwsrun_engine_cpu_seconds_total"] >= 0.4)
@@ -324,15 +326,6 @@ def test_every_query_that_we_ship_asks_for_what_a_pod_gives() -> None:
     unknown = {where: used_names(query) - given for where, query in queries().items()}
     assert {where: names for where, names in unknown.items() if names} == {}
     assert used_names("rate(lwsrun_no_such_thing_total[5m])") - given, "the check itself can fail"
-
-
-def test_the_names_are_those_of_the_page(pods: Pods) -> None:
-    """given_names() above is what the page really gives; of a leader that serves, everything."""
-    leader = pods.start(0, *SERVE)
-    pods.start(1, *SERVE)
-    leader.says("running: ", 30)
-    wait_until(lambda: samples(leader)["lwsrun_phase{phase=serving}"] == 1, 30)
-    assert {name.partition("{")[0] for name in samples(leader)} == given_names()
 
 
 def test_the_dashboard_shows_what_was_asked_for_and_finds_its_data_by_a_variable() -> None:

@@ -33,7 +33,7 @@ def rows(output: str) -> list[list[str]]:
     return [line.split()[:4] for line in output.splitlines()[2:4]]
 
 
-def test_every_pod_of_a_group_shows_the_same_table(pods: Pods) -> None:
+def test_every_pod_of_a_group_shows_the_same_table(pods: Pods, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a group with a token: its pages need none, and status no secret."""
     secret = {"LWSRUN_TOKEN": "a secret of this group"}
     leader = pods.start(0, *SERVE, **secret)
@@ -58,17 +58,19 @@ def test_every_pod_of_a_group_shows_the_same_table(pods: Pods) -> None:
     last = here.stdout.splitlines()[-1].split()
     assert last[5:7] == ["4", "generic"]
     assert last[-2:] == ["ago", "0"]
-    for address in ((port,), (f"{leader.address}:{pods.port}",), (worker.address, port)):
-        assert rows(start("status", *address).stdout) == rows(here.stdout)
-
     told = start("status", f"{worker.address}:{pods.port}", "--format=json")
     page = json.loads(told.stdout)
     assert page["serves"] is True
     assert page["index"] == 0
     assert [member["gpus"] for member in page["members"]] == [4, 4]
+    for address in (leader.address, worker.address):
+        page, remark = ask_group(Address(address, pods.port))
+        assert rows(render(page)) == rows(here.stdout)
+        assert remark is None
     assert "a secret" not in told.stdout
     watched(port)
-    without_the_leader(leader.process, worker.address, pods.port)
+    monkeypatch.setattr(group_page, "TIMEOUT", 2.5)
+    without_the_leader(leader.process, Address(worker.address, pods.port))
 
 
 def watched(port: str) -> None:
@@ -84,18 +86,20 @@ def watched(port: str) -> None:
     assert complaints == ""
 
 
-def without_the_leader(leader: subprocess.Popen[bytes], worker: str, port: int) -> None:
+def without_the_leader(leader: subprocess.Popen[bytes], worker: Address) -> None:
     """While the leader is frozen, a worker shows what it knows itself."""
     os.kill(leader.pid, signal.SIGSTOP)
     try:
-        alone = start("status", f"{worker}:{port}")
+        page, remark = ask_group(worker)
     finally:
         os.kill(leader.pid, signal.SIGCONT)
-    assert alone.returncode == 1
-    assert "seen by worker 1 alone" in alone.stdout
-    assert [line.split()[0] for line in alone.stdout.splitlines()[2:]] == ["1"]
-    assert "its leader: 127.0.0.1" in alone.stderr
-    assert "did not answer within 5 s" in alone.stderr
+    assert not serves(page)
+    title, _, *members = render(page).splitlines()
+    assert "seen by worker 1 alone" in title
+    assert [line.split()[0] for line in members] == ["1"]
+    assert remark is not None
+    assert "its leader: 127.0.0.1" in remark
+    assert "did not answer within 2.5 s" in remark
 
 
 # ------------------------------------------------------------------ where no launcher answers
@@ -107,10 +111,9 @@ def test_nobody_there_is_one_line_and_a_code_of_its_own() -> None:
     assert refused.stdout == ""
     assert refused.stderr.startswith("lwsrun: no launcher listens at 127.0.0.1:")
     assert len(refused.stderr.splitlines()) == 1
-    unknown = start("status", "nobody.invalid")
-    assert unknown.returncode == 70
-    assert "'nobody.invalid' has no address" in unknown.stderr
     assert start("status", "a:b").returncode == 78
+    with pytest.raises(NoAnswer, match=r"'nobody\.invalid' has no address"):
+        ask_group(Address("nobody.invalid", 9470))
 
 
 ANSWERS = {
