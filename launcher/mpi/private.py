@@ -81,15 +81,12 @@ class Private:
             path = Path(directory)
             _remove_dead(path.parent)
             try:
-                path.mkdir(mode=0o700)
-                descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+                self._held.append((path, _make_locked(path)))
             except OSError as error:
                 self.remove()
                 raise ConfigError(
                     Fault(f"{path} cannot be made: {error.strerror}", "a directory that this user can write to")
                 ) from None
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-            self._held.append((path, descriptor))
 
     @property
     def path(self) -> Path:
@@ -110,6 +107,17 @@ class Private:
             shutil.rmtree(path, ignore_errors=True)
             os.close(descriptor)
         self._held.clear()
+
+
+def _make_locked(path: Path) -> int:
+    """Make it under another name, which nobody looks for, until it is locked: else a neighbour, as pods with one /run
+    are, could take it for a dead run's in between. The descriptor that holds the lock."""
+    unlocked = path.with_name(f".{path.name}")
+    unlocked.mkdir(mode=0o700)
+    descriptor = os.open(unlocked, os.O_RDONLY | os.O_DIRECTORY)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    unlocked.rename(path)
+    return descriptor
 
 
 def _remove_dead(room: Path) -> None:

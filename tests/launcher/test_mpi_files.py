@@ -77,6 +77,19 @@ def test_a_killed_launchers_directory_is_removed_by_the_next_and_a_living_ones_i
     mine.remove()
 
 
+def test_neighbours_that_begin_together_leave_each_other_their_directories(tmp_path: Path) -> None:
+    """As pods do that share a /run: each removes what it takes for a dead run's."""
+    code = (
+        "import sys; from launcher.mpi.private import Private\n"
+        "for at in range(60): Private(f'{sys.argv[1]}/lwsrun-mpi-{sys.argv[2]}-{at}').write('key', 'x')"
+    )
+    pods = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path), str(n)], stderr=subprocess.PIPE) for n in (1, 2)
+    ]
+    told = [pod.communicate(timeout=60)[1] for pod in pods]
+    assert [pod.returncode for pod in pods] == [0, 0], told
+
+
 def test_a_directory_that_others_can_write_to_is_not_trusted(tmp_path: Path) -> None:
     assert not trusted("/tmp")
     assert not trusted(str(tmp_path))  # below /tmp
