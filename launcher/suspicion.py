@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 MEMORY = 10.0  # seconds within which an engine's end is taken for the consequence of a rank's
 PATIENCE = 2.0  # seconds that an engine has to end by itself, with its own code and words
+LADDER = 3.5  # the same over MPI: Open MPI 4 takes 2.1 s to end the others before it says who was first
 LOADING = 10.0  # the same before it serves: nobody waits for an answer
 ORDERLY = (0, 128 + signal.SIGTERM)  # how an engine's own shutdown ends its ranks
 
@@ -72,7 +73,7 @@ def note(pod: Pod, index: int, what: str, died: bool, words: str) -> None:
 async def _until_missed(pod: Pod, child: Child, what: str) -> None:
     main = pod.the_plan.main
     loading = main is not None and main.serves is not None and pod.served_since is None
-    until = time.monotonic() + (LOADING if loading else PATIENCE)
+    until = time.monotonic() + (LOADING if loading else PATIENCE if pod.mpi is None else LADDER)
     while time.monotonic() < until or (exiting(child.pid) and time.monotonic() < until + LOADING):
         await asyncio.sleep(0.1)
     if child.alive:

@@ -58,7 +58,8 @@ def test_32_ranks_over_8_pods(simulate: Simulate, mpi: OpenMpi) -> None:
     done = run(simulate, mpi, CHANNEL, size=8, slots=4, command=say)
     assert done.codes() == [0] * 8, done.output[-4000:]
     hosts = ["sim-0", *(f"sim-0-{n}" for n in range(1, 8))]
-    assert sorted(done.said(0)) == sorted(f"rank {n} on {hosts[n // 4]}" for n in range(32))
+    said = sorted(line for line in done.said(0) if line.startswith("rank "))
+    assert said == sorted(f"rank {n} on {hosts[n // 4]}" for n in range(32))
 
 
 def test_a_daemon_that_cannot_call_back_is_named_with_the_ports_that_must_be_open(simulate: Simulate) -> None:
