@@ -117,4 +117,3 @@ def test_the_images_launcher_is_pid_1_of_a_group_from_its_own_root_file_system(
         assert not list(root.glob("root/.cache/lwsrun*"))
     finally:
         images.buildah("rm", container)
-        images.buildah("rmi", "localhost/tried")
