@@ -93,12 +93,13 @@ lint: $(VENV)/.ready
 test: lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine and not shipped" -n 3
 
-# Writes anew what `lwsrun plan` says of each documented command and manifest, and docs/reference.md; read the
+# Writes anew what `lwsrun plan` says of each documented command and manifest, docs/reference.md and the list of metrics; read the
 # difference before you keep it.
 golden: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" LWSRUN_WRITE_GOLDEN=1 $(BIN)/python -m pytest -q tests/docs/test_reference.py \
-		tests/launcher/test_golden.py tests/manifests/test_commands.py
-	@git --no-pager diff --stat -- tests/golden tests/manifests/golden docs/reference.md
+		tests/launcher/test_golden.py tests/manifests/test_commands.py \
+		tests/launcher/test_metrics.py::test_the_documentation_lists_every_metric
+	@git --no-pager diff --stat -- tests/golden tests/manifests/golden docs/reference.md docs/metrics.md
 
 TESTS ?= tests/engines
 test-engines: $(VENV)/.ready $(VLLM)/.ready $(SGLANG)/.ready $(MPI4)/.ready $(MPI5)/.ready $(PROMETHEUS)/.ready mpi-packages

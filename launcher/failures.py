@@ -6,6 +6,7 @@ from backends.errors import ConfigError
 from launcher.channel.events import (
     Event,
     GatherTimeout,
+    HangJudged,
     HelperLost,
     LeaderLost,
     LeaderSaid,
@@ -22,7 +23,8 @@ from launcher.gates import GateFailed
 # Each with what it means; the documentation's table is made from this.
 CAUSES = {
     "engine": "the engine of this pod ended unasked",
-    "rank": "one of the engine's own processes on this pod ended",
+    "rank": "one of the engine's own processes on this pod ended, or the leader found that it hangs",
+    "hang": "on the leader: the engine lived and did nothing any more (--hang-timeout)",
     "helper": "a service of this pod, such as Ray, ended",
     "gate": "something that the engine needs did not come in time",
     "configuration": "the configuration cannot work",
@@ -40,6 +42,8 @@ CAUSES = {
 def cause_of(event: Event, mine: bool) -> str:
     """The word for what has ended an epoch. mine: whether this pod was the first that failed."""
     match event:
+        case HangJudged():
+            return "hang"
         case LeaderLost():
             return "leader_lost"
         case MemberLost(silent=silent) if not mine:

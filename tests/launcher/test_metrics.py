@@ -26,6 +26,7 @@ from launcher import metrics
 from launcher.channel.events import (
     Event,
     GatherTimeout,
+    HangJudged,
     HelperLost,
     LeaderLost,
     LeaderSaid,
@@ -237,6 +238,7 @@ WHAT_ENDED = [
     (StoryEnded(GatherTimeout("")), True, "gather_timeout"),
     (StoryEnded(Mismatched("")), True, "mismatch"),
     (StoryEnded(ZeroDivisionError()), True, "launcher"),
+    (HangJudged(Cause(1, "")), False, "hang"),
     (MemberDone(1), True, "other"),
 ]
 
