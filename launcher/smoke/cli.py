@@ -28,7 +28,7 @@ OWN = [
     click.Option(["--python"], default="python3", show_default=True, show_envvar=True,
                  help="The Python that has PyTorch."),
     click.Option(["--format", "output"], type=click.Choice(["text", "json"]), default="text", show_default=True,
-                 show_envvar=True, help="How the leader writes the result to stdout."),
+                 show_envvar=True, envvar="LWSRUN_FORMAT", help="How the leader writes the result to stdout."),
 ]  # fmt: skip
 HELP = """Run real collectives over the whole group, one process for each GPU, and say whether it is fit.
 
