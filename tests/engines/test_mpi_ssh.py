@@ -79,6 +79,22 @@ def test_a_rank_starts_from_its_own_pod_and_has_of_the_leader_what_only_it_decla
     assert "SLURM_PROCID is not handed on" in done.log(0)
 
 
+def test_pods_whose_own_names_resolve_nowhere_and_are_as_long_as_open_mpi_4_survives(
+    simulate: Simulate, mpi: OpenMpi
+) -> None:
+    name = "n" * 54
+    done = run(simulate, mpi, size=2, slots=1, pod={"host": name})
+    assert done.codes() == [0, 0], done.output[-4000:]
+    assert [each["host"] for each in ranks(done)] == [f"{name}-0", f"{name}-1"]
+
+
+def test_a_name_that_open_mpi_4_breaks_on_is_told_before_anything_is_launched(simulate: Simulate) -> None:
+    done = run(simulate, installed("4"), "--failure-hold=0s", size=2, slots=1, pod={"host": "n" * 55})
+    assert 78 in done.codes(), done.output[-4000:]
+    assert "has 57 characters (this pod's): Open MPI 4.1.4 breaks on more than 56" in done.log(0)
+    assert "running:" not in done.log(0)
+
+
 def test_32_ranks_over_8_pods(simulate: Simulate, mpi: OpenMpi) -> None:
     done = run(simulate, mpi, size=8, slots=4, limit=240)
     assert done.codes() == [0] * 8, done.output[-4000:]
