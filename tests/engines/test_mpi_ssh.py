@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from conftest import Simulate
 from mpi import OpenMpi, installed, ranks, run
@@ -103,10 +105,15 @@ def test_32_ranks_over_8_pods(simulate: Simulate, mpi: OpenMpi) -> None:
     assert [each["host"] for each in told[::4]] == ["sim-0", *(f"sim-0-{n}" for n in range(1, 8))]
 
 
-def test_fewer_ranks_than_slots_fill_the_first_pods(simulate: Simulate, mpi: OpenMpi) -> None:
+def test_fewer_ranks_than_slots_fill_the_first_pods_and_listen_where_they_may(simulate: Simulate, mpi: OpenMpi) -> None:
     done = run(simulate, mpi, "--mpi-ranks=3", "--mpi-ports=50000-50019", size=2)
     assert done.codes() == [0, 0], done.output[-4000:]
-    assert [each["host"] for each in ranks(done)] == ["sim-0", "sim-0", "sim-0-1"]
+    told = ranks(done)
+    assert [each["host"] for each in told] == ["sim-0", "sim-0", "sim-0-1"]
+    launchers = {2222, int(os.environ["LWSRUN_PORT"])}
+    ports = {port for each in told for port in each["listening"]} - launchers
+    assert ports, "the daemons and the ranks listen"
+    assert ports <= set(range(50000, 50020))
 
 
 def test_pods_with_two_versions_of_open_mpi_are_told_so(simulate: Simulate) -> None:
