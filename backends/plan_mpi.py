@@ -92,7 +92,7 @@ class Mpi:
     """How the ranks of a group are started; in the plan of every pod.
 
     hosts: the leader first, so that rank 0 is there. ranks is the world's size. program: what each rank is.
-    directory: the pod's private one; what the launcher makes there is named in mpi_files.py. account: of this pod,
+    directory: the pod's private one; what the launcher makes there is named below. account: of this pod,
     None with Agent.CHANNEL. environment: names whose values every rank has from the leader, beside those by rule
     (mpi_env.py). timeout: seconds that the workers have to be reached in.
     """

@@ -22,6 +22,13 @@ def arguments_of_all() -> str:
     return " ".join(path.read_bytes().decode(errors="replace") for path in Path("/proc").glob("[0-9]*/cmdline"))
 
 
+def listening() -> list[int]:
+    """The TCP ports of this pod that others can reach: proc(5), /proc/net/tcp, whose 0A is TCP_LISTEN."""
+    sockets = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    places = [fields[1].split(":") for fields in sockets if fields[3] == "0A"]
+    return sorted({int(port, 16) for address, port in places if not address.endswith("7F")})
+
+
 world = MPI.COMM_WORLD
 secret = os.environ.get("SECRET", "no secret")
 told = {
@@ -34,6 +41,7 @@ told = {
     "arguments": sys.argv[1:],
     "environment": {name: os.environ[name] for name in SHOWN if name in os.environ},
     "secret_in_an_argv": secret in arguments_of_all(),
+    "listening": listening(),
     "stdin": sys.stdin.read(),
 }
 print(json.dumps(told), flush=True)

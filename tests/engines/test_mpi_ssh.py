@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 from conftest import Simulate
 from mpi import OpenMpi, installed, ranks, run
@@ -79,6 +81,22 @@ def test_a_rank_starts_from_its_own_pod_and_has_of_the_leader_what_only_it_decla
     assert "SLURM_PROCID is not handed on" in done.log(0)
 
 
+def test_pods_whose_own_names_resolve_nowhere_and_are_as_long_as_open_mpi_4_survives(
+    simulate: Simulate, mpi: OpenMpi
+) -> None:
+    name = "n" * 54
+    done = run(simulate, mpi, size=2, slots=1, pod={"host": name})
+    assert done.codes() == [0, 0], done.output[-4000:]
+    assert [each["host"] for each in ranks(done)] == [f"{name}-0", f"{name}-1"]
+
+
+def test_a_name_that_open_mpi_4_breaks_on_is_told_before_anything_is_launched(simulate: Simulate) -> None:
+    done = run(simulate, installed("4"), "--failure-hold=0s", size=2, slots=1, pod={"host": "n" * 55})
+    assert 78 in done.codes(), done.output[-4000:]
+    assert "has 57 characters (this pod's): Open MPI 4.1.4 breaks on more than 56" in done.log(0)
+    assert "running:" not in done.log(0)
+
+
 def test_32_ranks_over_8_pods(simulate: Simulate, mpi: OpenMpi) -> None:
     done = run(simulate, mpi, size=8, slots=4, limit=240)
     assert done.codes() == [0] * 8, done.output[-4000:]
@@ -87,10 +105,15 @@ def test_32_ranks_over_8_pods(simulate: Simulate, mpi: OpenMpi) -> None:
     assert [each["host"] for each in told[::4]] == ["sim-0", *(f"sim-0-{n}" for n in range(1, 8))]
 
 
-def test_fewer_ranks_than_slots_fill_the_first_pods(simulate: Simulate, mpi: OpenMpi) -> None:
+def test_fewer_ranks_than_slots_fill_the_first_pods_and_listen_where_they_may(simulate: Simulate, mpi: OpenMpi) -> None:
     done = run(simulate, mpi, "--mpi-ranks=3", "--mpi-ports=50000-50019", size=2)
     assert done.codes() == [0, 0], done.output[-4000:]
-    assert [each["host"] for each in ranks(done)] == ["sim-0", "sim-0", "sim-0-1"]
+    told = ranks(done)
+    assert [each["host"] for each in told] == ["sim-0", "sim-0", "sim-0-1"]
+    launchers = {2222, int(os.environ["LWSRUN_PORT"])}
+    ports = {port for each in told for port in each["listening"]} - launchers
+    assert ports, "the daemons and the ranks listen"
+    assert ports <= set(range(50000, 50020))
 
 
 def test_pods_with_two_versions_of_open_mpi_are_told_so(simulate: Simulate) -> None:

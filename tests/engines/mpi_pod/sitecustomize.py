@@ -2,11 +2,12 @@
 
 Python imports this module at start-up when its directory is on PYTHONPATH. LWSRUN_TEST_POD is JSON: "leader" and
 "worker" are variables that only these have, "uid" is a user that the launcher becomes, "covered" a file of the image
-that the workers do not have.
+that the workers do not have, "host" the beginning of a host name that resolves nowhere.
 """
 
 import json
 import os
+import socket
 import sys
 from pathlib import Path
 
@@ -31,6 +32,8 @@ def become() -> None:
 
     leads = os.environ["LWS_WORKER_INDEX"] == "0"
     os.environ.update(given.get("leader" if leads else "worker", {}))
+    if "host" in given:
+        socket.sethostname(f"{given['host']}-{os.environ['LWS_WORKER_INDEX']}")
     if "covered" in given and not leads:
         kernel.mount("/dev/null", given["covered"], flags=MS_BIND)
     if "uid" in given:
