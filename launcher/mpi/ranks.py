@@ -77,9 +77,9 @@ class Ranks:
         main = self._pod.children.get(MAIN)
         parents = [main.pid] if main is not None and main.alive else []
         new = False
-        for process in () if self._pod.the_plan.main is not None else _daemons():
+        for process, first in () if self._pod.the_plan.main is not None else _daemons():
             parents.append(process.pid)
-            if process.pid not in self._daemons:
+            if first and process.pid not in self._daemons:
                 self._daemons.add(process.pid)
                 new = True
                 if all(process.pid != child.pid for child in self._pod.children.values()):
@@ -122,18 +122,18 @@ class Ranks:
 
 def daemons() -> list[psutil.Process]:
     """mpirun's daemons in this pod, whoever their parent is."""
-    return list(_daemons())
+    return [process for process, first in _daemons() if first]
 
 
-def _daemons() -> Iterator[psutil.Process]:
+def _daemons() -> Iterator[tuple[psutil.Process, bool]]:
+    """All processes of that name; first: not a child of another, which a daemon behind a wrapper (as in PyPI's
+    packages) is, and a rank until it becomes its program."""
     with contextlib.suppress(psutil.Error, OSError):
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error, OSError):
                 if process.name() in DAEMONS and process.status() != psutil.STATUS_ZOMBIE:
                     parent = process.parent()
-                    # A rank has the daemon's name until it becomes its program.
-                    if parent is None or parent.name() not in DAEMONS:
-                        yield process
+                    yield process, parent is None or parent.name() not in DAEMONS
 
 
 def _children(pid: int) -> list[int]:

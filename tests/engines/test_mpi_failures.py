@@ -95,3 +95,10 @@ def test_a_link_that_drops_everything_is_noticed_by_silence(version: str, agent:
     assert "stopped because the leader: lost: nothing was heard from it" in done.log(2).splitlines()[-1]
     (fault,) = done.result["faults"]
     assert all(pod["ended"] - fault["at"] < SILENT for pod in done.pods())
+
+
+def test_a_worker_pod_that_is_killed_is_no_finished_job_though_mpirun_may_exit_with_0(simulate: Simulate) -> None:
+    done = broken(simulate, "5", "ssh", "wait", 0, "--fault=kill:1@serving+12s")
+    assert done.codes() == [75, 137, 75], done.output[-4000:]
+    for index in (0, 2):
+        assert "stopped because worker 1: " in done.log(index).splitlines()[-1]

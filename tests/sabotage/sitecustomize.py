@@ -344,16 +344,6 @@ def asking_before_mpirun() -> None:
     ending.ask_first = skip
 
 
-def mpirun_is_believed() -> None:
-    """What mpirun's exit code says is taken for what has happened."""
-    from launcher.mpi import verdict
-
-    async def as_it_is(pod: object, ranks: object, child: object, ended: object) -> object:
-        return ended
-
-    verdict.weigh = as_it_is  # type: ignore[assignment]
-
-
 if os.environ.get("LWSRUN_TEST_SABOTAGE") and " -m launcher start" in " ".join(sys.orig_argv[:5]):
     globals()[os.environ["LWSRUN_TEST_SABOTAGE"]]()
 
