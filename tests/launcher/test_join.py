@@ -395,7 +395,7 @@ def test_a_node_too_long_to_be_told_to_all_is_refused(pods: Pods) -> None:
         await member.close()
         return member.why_waiting
 
-    assert re.search("its address, host name and versions take 10.. bytes of 384", asyncio.run(ask()))
+    assert re.search("its address, host name and versions take 1... bytes of 384", asyncio.run(ask()))
     pods.start(1, *SERVER).says("running: sleep")
 
 
