@@ -162,6 +162,18 @@ def test_alone_probes_are_answered_while_services_start(engine: Engine, tmp_path
         wait_until(lambda: http_get("127.0.0.1", port, "/livez")(5) == (True, "ok"))
 
 
+def test_alone_probes_are_answered_during_a_smoke_run(tmp_path: Path) -> None:
+    # It finds PyTorch, and then measures for long.
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || sleep 600\n')
+    python.chmod(0o755)
+    port = free_port()
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with launched("--smoke", f"--port={port}", "--", "true", pid_1=False, ready=False, env=environ):
+        wait_until(lambda: http_get("127.0.0.1", port, "/readyz")(5) == (False, "smoke"))
+        assert http_get("127.0.0.1", port, "/livez")(5) == (True, "ok")
+
+
 def test_with_exec_the_engines_own_probe_is_the_one_to_use(engine: Engine) -> None:
     port = free_port()
     engine.says("status", 200)
