@@ -206,6 +206,18 @@ def test_the_pod_with_the_process_that_stands_still_is_to_blame(stopped: dict[in
     assert culprit(stopped) == index
 
 
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("--kind=server", ": where this engine tells its health is not known (--health-url says it)"),
+        ("--exec", " with --exec: nobody is left to watch the engine"),
+    ],
+)
+def test_where_no_hang_could_be_seen_the_option_says_so(option: str, why: str) -> None:
+    done = start("start", "--size=1", f"--port={free_port()}", HANG, option, "--", "true")
+    assert f"WARNING: --hang-timeout does nothing{why}" in done.stderr
+
+
 def test_an_option_of_nothing_is_refused() -> None:
     done = start("start", "--size=1", "--hang-timeout=0", "--", "true")
     assert done.returncode == 78
