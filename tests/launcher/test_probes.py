@@ -6,8 +6,10 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from loopback import Pod, Pods
 from backends.plan import Health
 from launcher import health
 from launcher.health import EngineHealth
+from launcher.probe import ask
 
 ENGINE = Path(__file__).with_name("little_engine.py")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "probes.md"
@@ -92,14 +95,14 @@ def test_a_leader_is_ready_when_its_engine_serves_and_says_in_one_line_why_not(e
         leader = pods.start(0, *GENERIC, "--", *engine.command, **engine.environ)
         with probed(leader, LEADER | STARTUP) as kubelet:
             says(kubelet, "startup", "gathering: waiting for worker 1")
-            # The worker's engine runs, and never listens.
+            # The worker's engine never listens: on this machine the leader's answers in its place.
             worker = pods.start(1, *GENERIC, "--", *engine.command, ENGINE_DIRECTORY="/")
             with probed(worker, WORKER) as workers:
                 url = f"http://localhost:{engine.port}/health"
-                says(kubelet, "startup", f"engine: GET {url}: connection refused")
-                wait_until(lambda: workers.ready)  # its part runs, and the group is complete
+                says(kubelet, "startup", "loading")
                 engine.says("status", 503)
                 says(kubelet, "startup", f"engine: GET {url}: 503")
+                wait_until(lambda: workers.ready)  # its part accepts connections, and the group is complete
                 assert not kubelet.started
                 assert not kubelet.ready
                 engine.says("status", 200)
@@ -142,7 +145,7 @@ def test_alone_probes_are_answered_while_the_engine_loads(engine: Engine) -> Non
     ask = {name: http_get("127.0.0.1", port, path) for name, path in (("live", "/livez"), ("ready", "/readyz"))}
     with launched(f"--port={port}", "--", *engine.command, pid_1=False, env=engine.environ) as pod:
         wait_until(lambda: ask["live"](5)[0])
-        assert ask["ready"](5)[1].startswith("engine: GET http://localhost:")
+        wait_until(lambda: ask["ready"](5)[1] == "loading")
         engine.says("status", 200)
         wait_until(lambda: ask["ready"](5) == (True, "ok"))
         pod.send(signal.SIGTERM)
@@ -160,6 +163,18 @@ def test_alone_probes_are_answered_while_services_start(engine: Engine, tmp_path
     with launched(*given, "--", "true", pid_1=False, ready=False, env=environ):
         wait_until(lambda: http_get("127.0.0.1", port, "/readyz")(5)[1] not in ("", "ok"))
         wait_until(lambda: http_get("127.0.0.1", port, "/livez")(5) == (True, "ok"))
+
+
+def test_alone_probes_are_answered_during_a_smoke_run(tmp_path: Path) -> None:
+    # It finds PyTorch, and then measures for long.
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || sleep 600\n')
+    python.chmod(0o755)
+    port = free_port()
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with launched("--smoke", f"--port={port}", "--", "true", pid_1=False, ready=False, env=environ):
+        wait_until(lambda: http_get("127.0.0.1", port, "/readyz")(5) == (False, "smoke"))
+        assert http_get("127.0.0.1", port, "/livez")(5) == (True, "ok")
 
 
 def test_with_exec_the_engines_own_probe_is_the_one_to_use(engine: Engine) -> None:
@@ -278,9 +293,7 @@ def test_exec_probes_say_what_the_launcher_says(engine: Engine, tmp_path: Path) 
         probes = {name: execute(*LWSRUN, "probe", name, **place) for name in ("live", "ready", "startup")}
         assert probes["live"](20) == (True, "ok")
         for name in ("ready", "startup"):
-            passed, said = probes[name](20)
-            assert not passed
-            assert said.startswith("engine: GET http://localhost:")
+            assert probes[name](20) == (False, "loading")
         engine.says("status", 200)
         slow = {"period": 0.2, "timeout": 20.0}
         with Kubelet(
@@ -303,6 +316,20 @@ def test_an_exec_probe_loads_next_to_nothing() -> None:
     said, code, loaded = done.stdout.splitlines()
     assert said.startswith("no launcher answers at 127.0.0.1 and ::1 port 1: connection refused")
     assert (code, loaded) == ("1", "[]")
+
+
+def test_whoever_answers_an_exec_probe_with_nothing_is_no_launcher_that_is_well() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.0 \r\n\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        assert ask("/livez", "127.0.0.1", server.getsockname()[1], 10) == (False, "an empty answer")
+        answering.join()
 
 
 @pytest.mark.parametrize("arguments", [("probe",), ("probe", "well"), ("probe", "live", "--port", "x")])
