@@ -54,9 +54,9 @@ def main():
         del sys.argv[1:3]
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
-        from launcher.cli import run
+        from launcher.__main__ import main as launch
 
-        run()
+        launch()
 
 
 class Keeping(SourceFileLoader):
