@@ -6,7 +6,9 @@ import platform
 import sys
 from pathlib import Path
 
-ONE_FILE = ""  # its path, where that is what runs; onefile/boot.py sets it
+# Where the one file is what runs: its path, and its own option that names the directory which it was unpacked to.
+# onefile/boot.py sets both.
+ONE_FILE = UNPACKED = ""
 
 
 def command(module: str, *arguments: str) -> list[str]:
@@ -15,7 +17,7 @@ def command(module: str, *arguments: str) -> list[str]:
     The engine's environment must not change, so the way to our packages is in the arguments and not in PYTHONPATH.
     """
     # -P: a package of our name in the working directory, which is the image's, is not ours.
-    return [sys.executable, *([ONE_FILE] if ONE_FILE else ["-P"]), "-m", module, *arguments]
+    return [sys.executable, *([ONE_FILE, UNPACKED] if ONE_FILE else ["-P"]), "-m", module, *arguments]
 
 
 def revision() -> str:

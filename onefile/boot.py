@@ -9,7 +9,7 @@ import signal
 
 # A blocked signal stays pending, also for PID 1: it must not be lost while we unpack (kernel/signal.c, sig_ignored).
 if sys.version_info >= (3, 8):
-    signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+    MASK = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
 
 import os
 import stat
@@ -22,6 +22,7 @@ PARTS = {}  # for each Python and machine, such as cpython-312-x86_64-linux-gnu:
 CONFIG = 78  # launcher/exits.py
 SYSTEM = "/opt/lwsrun"  # where `lwsrun unpack` puts it for everybody, at image build
 VARIABLE = "LWSRUN_EXTRACT_DIR"
+MADE = "--unpacked-at="  # launcher/ourselves.py puts it before its -m
 FILE = os.path.abspath(os.path.dirname(__file__))
 TAG = EXTENSION_SUFFIXES[0].split(".")[1]  # .cpython-312-x86_64-linux-gnu.so
 NAME = f"lwsrun-{DIGEST}-{TAG}"
@@ -40,23 +41,27 @@ def main():
     if sys.argv[1:2] == ["unpack"] and not [word for word in sys.argv[2:] if word.startswith("-")]:
         unpack(sys.argv[2:])
         return
-    directory = find_or_make()
+    # From ourselves, who know where it lies; LWSRUN_EXTRACT_DIR may not be in the environment any more.
+    directory = sys.argv.pop(1)[len(MADE) :] if sys.argv[1:2] and sys.argv[1].startswith(MADE) else find_or_make()
     sys.path[:] = [directory] + [entry for entry in sys.path if os.path.abspath(entry or ".") != FILE]
     if sys.dont_write_bytecode:
         keep_bytecode(directory)
     from launcher import ourselves
 
     ourselves.ONE_FILE = FILE
+    ourselves.UNPACKED = MADE + directory
     if sys.argv[1:2] == ["-m"] and sys.argv[2:3] and sys.argv[2].split(".")[0] == "launcher":
         import runpy
 
         module = sys.argv[2]
         del sys.argv[1:3]
+        if module != "launcher":  # not PID 1, and begun by us as it should be
+            signal.pthread_sigmask(signal.SIG_SETMASK, MASK)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
-        from launcher.__main__ import main as launch
+        from launcher.__main__ import main as lwsrun
 
-        launch()
+        lwsrun()
 
 
 class Keeping(SourceFileLoader):

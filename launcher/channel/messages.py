@@ -12,7 +12,7 @@ from typing import Any
 
 from backends.group import member_name
 
-VERSION = 2
+VERSION = 3
 MAX_MESSAGE = 512 * 1024  # bytes, from the leader: the nodes of a group of MAX_SIZE
 MAX_NODE = 384  # bytes of one of them; an IPv6 address, a host name and two versions at their longest take some 300
 MAX_COMMAND = 256 * 1024  # bytes of the message that hands the command over

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
 import signal
@@ -11,9 +12,13 @@ import sys
 import zipfile
 from pathlib import Path
 
+import click
 import pytest
-from conftest import wait_until
+from conftest import free_port, wait_until
 from shipping import PYTHONS, build, build_for_all, find_python
+
+from launcher.cli import lwsrun
+from launcher.mpi.keys import mint
 
 pytestmark = [pytest.mark.shipped, pytest.mark.timeout(600)]
 
@@ -106,6 +111,58 @@ def test_a_group_of_pods_starts_itself_from_the_one_file(one_file: Path, unpacke
     assert done.returncode == 0, done.stdout + done.stderr
     assert "slow-start: the engine begins" in done.stdout
     assert "2 pods, own namespaces each" in done.stdout
+
+
+@pytest.mark.parametrize("command", sorted(lwsrun.list_commands(click.Context(lwsrun))))
+def test_every_command_is_there(one_file: Path, unpacked: Path, newest: Path, command: str) -> None:
+    done = run(newest, one_file, command, "--help", place=unpacked)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.lower().startswith(f"usage: lwsrun {command} ")
+
+
+def test_a_running_pod_is_probed_and_shown(one_file: Path, unpacked: Path, newest: Path) -> None:
+    port = free_port()
+    env = {"PATH": f"{newest.parent}:/usr/bin:/bin", "LWSRUN_EXTRACT_DIR": str(unpacked)}
+    argv = [str(one_file), "start", "--size=1", f"--port={port}", "--drain-delay=0", "--", "sleep", "600"]
+
+    def ask(*arguments: str) -> tuple[int, str]:
+        done = run(newest, one_file, *arguments, f"--port={port}", place=unpacked)
+        return done.returncode, done.stdout + done.stderr
+
+    assert ask("probe", "live")[0] == 1
+    with subprocess.Popen(argv, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        try:
+            wait_until(lambda: ask("probe", "ready")[0] == 0, limit=60)
+            assert ask("probe", "live") == (0, "ok\n")
+            code, table = ask("status")
+            assert (code, "serving" in table) == (0, True), table
+        finally:
+            process.terminate()
+    assert process.returncode == 0
+
+
+def test_what_lwsrun_starts_of_itself_is_not_unpacked_again(
+    one_file: Path, unpacked: Path, newest: Path, tmp_path: Path
+) -> None:
+    """The engine's environment has no LWSRUN_EXTRACT_DIR, and what runs in it may find no other place."""
+    home = {"HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    options = ("--size=1", "--isolation=loopback", "--fault=slow-start:0=100ms")
+    done = run(newest, one_file, "simulate", *options, "--", "true", place=unpacked, **home)
+    assert "slow-start: the engine begins" in done.stdout, done.stdout + done.stderr
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_the_child_that_tries_mpis_logins_has_its_library(
+    one_file: Path, unpacked: Path, newest: Path, tmp_path: Path
+) -> None:
+    port = free_port()
+    (tmp_path / "client_key").write_text(mint().private)
+    (tmp_path / "known_hosts").touch()
+    login = {"index": 1, "address": "127.0.0.1", "port": port, "user": "nobody"}
+    (tmp_path / "logins.json").write_text(json.dumps([login]))
+    done = run(newest, one_file, "-m", "launcher.mpi.knock", str(tmp_path), "0.1", place=unpacked)
+    assert (done.returncode, done.stderr) == (1, "")
+    assert f"port {port}: connection refused" in done.stdout
 
 
 def test_the_engine_sees_nothing_of_our_packages(one_file: Path, unpacked: Path, python: Path, tmp_path: Path) -> None:
