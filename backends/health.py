@@ -7,6 +7,7 @@ neither, but older versions have not got it (0.5.23: srt/entrypoints/http_server
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from urllib.parse import urlsplit
@@ -42,6 +43,14 @@ def _given(request: Request) -> Health | None:
     if text is None:
         return None
     (url,) = expand_all((text,), request)
+    if re.match("[^/]*//[^/?#]*@", url):
+        raise ConfigError(
+            Fault(
+                "--health-url has a user name or a password in it",  # which must not be shown here either
+                "an address without them, because /readyz, /group and the log show it",
+                "name a page of the engine that needs none",
+            )
+        )
     try:
         parts = urlsplit(url)
         sound = bool(parts.hostname) and (parts.port is not None or parts.scheme != "tcp")

@@ -30,6 +30,8 @@ async def detach(pod: Pod) -> None:
 
     Raises GateFailed when a member does not follow; ConfigError when the engine cannot be executed.
     """
+    if pod.settings.hang_timeout is not None and pod.member is None:
+        log.warning("--hang-timeout does nothing with --exec: nobody is left to watch the engine")
     pod.enter("prepared")
     every = pod.settings.report_every
     if pod.leader is not None:

@@ -83,7 +83,7 @@ async def gather(pod: Pod, group: Group) -> tuple[Node, ...]:
             waited = pod.age() - begun
             raise GatherTimeout(f"not here after {waited:.0f} s (--gather-timeout): {leader.why_missing()}") from None
     pod.enter("formed")
-    log.info("group formed: %d of %d after %.2f s", group.size, group.size, pod.age())
+    log.info("group formed: %d of %d after %.2f s", group.size, group.size, pod.took())
     return tuple(as_node(known, pod.the_node) for known in others)
 
 
@@ -117,9 +117,9 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
         async with asyncio.timeout(pod.settings.gather_timeout):
             welcome = await member.join()
     except TimeoutError:
-        raise GatherTimeout(f"no leader after {pod.age():.0f} s (--gather-timeout): {member.why_waiting}") from None
+        raise GatherTimeout(f"no leader after {pod.took():.0f} s (--gather-timeout): {member.why_waiting}") from None
     pod.run, pod.secrets, pod.smoke_due = welcome.run, dict(welcome.secrets), welcome.smoke
-    log.info("joined the leader at %s (run %s) after %.2f s", member.leader_ip, pod.run, pod.age())
+    log.info("joined the leader at %s (run %s) after %.2f s", member.leader_ip, pod.run, pod.took())
     pod.background(member.listen())
     pod.group = group = member.group
     options = replace(pod.settings.options, peer_timeout=member.peer_timeout)
@@ -154,6 +154,6 @@ async def all_here(pod: Pod, group: Group) -> tuple[Node, ...]:
     assert pod.member is not None
     nodes = await pod.member.formed
     pod.enter("formed")
-    log.info("group formed: %d of %d after %.2f s", group.size, group.size, pod.age())
+    log.info("group formed: %d of %d after %.2f s", group.size, group.size, pod.took())
     others = (as_node(known, pod.the_node) for known in nodes)
     return tuple(pod.the_node if index == group.index else node for index, node in enumerate(others))

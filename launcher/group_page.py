@@ -42,7 +42,10 @@ def parse_address(text: str, port: int) -> Address:
 
 def ask(address: Address) -> dict[str, Any]:
     """What the launcher there says of its group. Raises NoAnswer."""
-    connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT)
+    try:
+        connection = http.client.HTTPConnection(address.host, address.port, timeout=TIMEOUT)
+    except http.client.InvalidURL:
+        raise NoAnswer(f"{address.host!r} is no host name") from None
     try:
         connection.request("GET", "/group")
         answer = connection.getresponse()

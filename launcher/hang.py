@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 from backends.group import member_names
 from backends.plan import Progress
 from launcher import stacks
-from launcher.channel.events import EngineHung, HangJudged
+from launcher.channel.events import EngineHung, HangJudged, LeaderInspects, MemberHung
 from launcher.channel.messages import Cause, Hung, Inspect, Inspected
 from launcher.log import log
 
@@ -130,6 +130,17 @@ async def look(at: Progress) -> dict[str, tuple[float, float]] | None:
 # ---------------------------------------------------------------------- what follows
 
 
+def heard(pod: Pod, event: EngineHung | MemberHung | LeaderInspects) -> None:
+    """What such an event begins."""
+    match event:
+        case EngineHung(what):
+            hung(pod, pod.group.index if pod.group else 0, what)
+        case MemberHung(index, what):
+            hung(pod, index, what)
+        case LeaderInspects():
+            asked(pod)
+
+
 def hung(pod: Pod, index: int, what: str) -> None:
     """An engine hangs, here or, as the leader is told, with a member: find out what every pod's processes do."""
     if pod.hang_inspected:
@@ -146,11 +157,20 @@ def asked(pod: Pod) -> None:
     """A member is to look at its own processes."""
 
     async def answer() -> None:
-        stopped = await stacks.inspect(pod.supervisor, pod.environ())
+        stopped = await look_around(pod)
         if pod.member is not None:
             await pod.member.tell(Inspected(stopped))
 
     pod.background(answer())
+
+
+async def look_around(pod: Pod) -> str:
+    """Which of this pod's processes are stopped, in words. Whatever goes wrong with that, the group must end."""
+    try:
+        return await stacks.inspect(pod.supervisor, pod.environ())
+    except Exception as error:
+        log.error("the processes of this pod could not be looked at: %r", error)
+        return ""
 
 
 def culprit(stopped: Mapping[int, str]) -> int | None:
@@ -165,7 +185,7 @@ async def _judge(pod: Pod, index: int, what: str) -> None:
     leader, me, loop = pod.leader, pod.group.index if pod.group else 0, asyncio.get_running_loop()
     if leader is not None:
         await leader.tell_all(Inspect())
-    stopped = {me: await stacks.inspect(pod.supervisor, pod.environ())}
+    stopped = {me: await look_around(pod)}
     if leader is not None:
         end = loop.time() + LATE
         if late := await leader.wait_said("inspected", lambda: end - loop.time()):

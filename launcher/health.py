@@ -117,7 +117,7 @@ class EngineHealth:
         import aiohttp
 
         try:
-            async with asyncio.timeout(LIMIT), session.get(self.url) as answer:
+            async with asyncio.timeout(LIMIT), session.get(self.url, allow_redirects=False) as answer:
                 status = answer.status
         except TimeoutError:
             return f"no answer for {LIMIT:g} s"
@@ -134,8 +134,12 @@ class EngineHealth:
 
 def watch_engine(pod: Pod, main: Main) -> None:
     """Follow the engine's health from here on."""
+    hang = pod.settings.hang_timeout
+    if main.health is None and hang is not None and pod.group is not None and pod.group.is_leader:
+        log.warning(
+            "--hang-timeout does nothing: where this engine tells its health is not known (--health-url says it)"
+        )
     if main.health is not None:
-        hang = pod.settings.hang_timeout
         every = None if hang is None else min(WATCHED, hang / 4)
         pod.health = EngineHealth(main.health, every)
         pod.background(pod.health.watch())

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from backends.errors import ConfigError
 from backends.group import member_name
 from backends.plan import Kind
-from launcher import exits, hang, suspicion
+from launcher import exits, suspicion
 from launcher.channel.events import (
     DaemonEnded,
     DaemonGone,
@@ -116,12 +116,10 @@ def _judge(pod: Pod, event: Event) -> Ending | None:
             return Ending(what, exits.ENDED_UNASKED, Cause(me, what, head=words))
         case MemberSuspected(index, what, died, words):
             suspicion.note(pod, index, what, died, words)
-        case EngineHung(what):
-            hang.hung(pod, me, what)
-        case MemberHung(index, what):
-            hang.hung(pod, index, what)
-        case LeaderInspects():
-            hang.asked(pod)
+        case EngineHung() | MemberHung() | LeaderInspects():
+            from launcher import hang
+
+            hang.heard(pod, event)
         case HangJudged(cause):
             code = exits.ENDED_UNASKED if cause.index == me else exits.PEER_FAILED
             return Ending(cause.sentence(), code, cause)

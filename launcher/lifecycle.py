@@ -104,6 +104,7 @@ class Pod:
         self.left = ""  # the run of the epoch before
         self.shared_memory: frozenset[str] = frozenset()  # what was in /dev/shm before the first epoch
         self.born = time.monotonic()
+        self.paused = 0.0  # seconds of its age that were the pause before it
         self.phase = "starting"
         self.phases: dict[str, float] = {"starting": 0.0}
         self.group: Group | None = None
@@ -150,9 +151,8 @@ class Pod:
         if group.size == 1:
             self.plan_for(group, (self.the_node,))
             take_port(self)
-            if (
-                self.the_plan.services or self.the_plan.gates
-            ) and not self.settings.exec:  # probes want answers meanwhile
+            takes_long = self.smoke_due or self.the_plan.services or self.the_plan.gates
+            if takes_long and not self.settings.exec:  # probes want answers meanwhile
                 await both(self.serve(), open_port(self, group))
             else:
                 await self.serve()
@@ -250,7 +250,7 @@ class Pod:
             self.enter("preparing")
         for gate in plan.gates:
             await pass_gate(gate, self.supervisor, self.environ(), self.settings.report_every)
-            log.info("%s, after %.2f s", gate.describe(), self.age())
+            log.info("%s, after %.2f s", gate.describe(), self.took())
         if self.watches:
             await asyncio.gather(*self.watches)
         if self.settings.exec:
@@ -345,6 +345,7 @@ class Pod:
         pod.epoch, pod.pause, pod.left = self.epoch + 1, pause, self.run
         pod.restarts, pod.shared_memory, pod.tally = self.restarts, self.shared_memory, self.tally
         pod.smoke_due = self.smoke_due
+        pod.kept_signals = [] if MAIN in self.children else self.kept_signals
         pod.watchers, pod.sockets, pod.group, pod.tls = self.watchers, self.sockets, self.group, self.tls
         if pod.watchers is not None:
             pod.watchers.pod = pod
@@ -384,6 +385,10 @@ class Pod:
 
     def age(self) -> float:
         return time.monotonic() - self.born
+
+    def took(self) -> float:
+        """Seconds since this epoch began, without the pause before it."""
+        return self.age() - self.paused
 
     def background(self, work: Coroutine[Any, Any, None]) -> None:
         task = asyncio.create_task(work)

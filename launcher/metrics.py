@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from enum import Enum
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
-from itertools import pairwise
+from itertools import takewhile
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, ProcessCollector
@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 from launcher.channel.agreement import MUST
 from launcher.drain import MAIN
 from launcher.failures import CAUSES
+from launcher.phases import OF_MEMBERS, PHASES, spent
 from launcher.status import not_ready, silence
 from launcher.usage import Usage, read_usage
 
@@ -39,11 +40,8 @@ if TYPE_CHECKING:
     from launcher.lifecycle import Pod
 
 FRESH = 1.0  # seconds: to look at every process of an engine costs CPU, and whoever reaches the port may ask
-PHASES = (
-    "starting", "restarting", "gathering", "formed", "preparing", "prepared", "loading", "serving",
-    "done", "draining", "stopping",
-)  # fmt: skip
-STATES = ("missing", "joined", *PHASES[2:], "leaving", "failed", "other")
+STATES = ("missing", *OF_MEMBERS, *(phase for phase in PHASES if phase not in ("starting", "restarting")), "other")
+STARTED = ("serving", "draining", "stopping", "done")
 REASONS = ("protocol", "group", "draining", "run", "node", "index", "taken", "token", "flood", *sorted(MUST))
 
 
@@ -91,7 +89,7 @@ METRICS = _declare(
     Declared(
         "lwsrun_startup_seconds",
         Kind.GAUGE,
-        "From this pod's start, or that of its present epoch, until it served; absent before.",
+        "From this pod's start, or that of its present epoch with the pause before it, until it served; absent before.",
     ),
     Declared("lwsrun_ready", Kind.GAUGE, "1 when /readyz says that this pod is ready."),
     Declared("lwsrun_epoch", Kind.GAUGE, "Runs of the engines in this pod, the present one included."),
@@ -183,13 +181,8 @@ def read(pod: Pod) -> dict[str, Values]:
 
 def startup(phases: Mapping[str, float], now: float) -> Values:
     """Seconds in each phase up to the engine's start. phases: when each was entered, in the order of that."""
-    entered = [*phases.items(), ("now", now)]
-    lasted: dict[tuple[str, ...], float] = {}
-    for (phase, begun), (_, ended) in pairwise(entered):
-        if phase in ("serving", "draining", "stopping", "done"):
-            break
-        lasted[(phase,)] = max(ended - begun, 0.0)
-    return lasted
+    lasted = spent(phases, now).items()
+    return {(phase,): took for phase, took in takewhile(lambda each: each[0] not in STARTED, lasted)}
 
 
 def _engine_up(pod: Pod) -> bool:

@@ -15,6 +15,12 @@ if TYPE_CHECKING:
     from launcher.lifecycle import Pod
     from launcher.supervisor import Child
 
+# All that a pod enters, in the order of a life; a later epoch begins with the second.
+PHASES = (
+    "starting", "restarting", "gathering", "formed", "smoke", "preparing", "prepared", "loading", "serving",
+    "done", "draining", "stopping",
+)  # fmt: skip
+OF_MEMBERS = ("joined", "leaving", "failed")  # besides, what a leader says of its members
 LOOK_EVERY = 0.5  # seconds
 SHORTEST = 0.05  # seconds; what was shorter is not worth a line's room
 

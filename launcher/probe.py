@@ -54,7 +54,7 @@ def ask(path: str, listen: str, port: int, timeout: float) -> tuple[bool, str]:
             continue
         protocol, _, status = head.partition(b"\r\n")[0].partition(b" ")
         if protocol.startswith(b"HTTP/"):
-            said = (body.strip() or status).decode(errors="replace").splitlines()[0]
+            said = next(iter((body.strip() or status).decode(errors="replace").splitlines()), "an empty answer")
             return status.startswith(b"200"), said if len(said) < 1000 else f"{said[:1000]} …"
         reason = reason or "what listens there speaks no HTTP"
     where = " and ".join(hosts)

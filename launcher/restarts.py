@@ -67,5 +67,5 @@ async def begin_epoch(pod: Pod) -> None:
     if removed:
         log.info("removed from /dev/shm, where the engine had left them: %s", ", ".join(removed))
     await asyncio.sleep(pod.pause)
-    pod.born = time.monotonic()
+    pod.paused = pod.age()
     log.info("epoch %d begins", pod.epoch)

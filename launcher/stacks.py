@@ -142,7 +142,7 @@ def _beside(process: Process) -> str | None:
 def _handles(pid: int) -> bool:
     """Whether it has a handler for the signal: without one it would end."""
     try:
-        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        lines = Path(f"/proc/{pid}/status").read_text(errors="replace").splitlines()
         caught = next(int(line.split()[1], 16) for line in lines if line.startswith("SigCgt:"))
     except (OSError, StopIteration):
         return False

@@ -114,7 +114,7 @@ def pid_1(scene: Scene) -> Iterator[Result]:
 def is_lwsrun(argv: list[str]) -> bool:
     """Whether it is a launcher, by its command line."""
     names = [os.path.basename(token) for token in argv[:4]]
-    return "start" in argv and ("lwsrun" in names or "launcher" in names)
+    return not {"start", "smoke"}.isdisjoint(argv) and ("lwsrun" in names or "launcher" in names)
 
 
 def termination_log(scene: Scene) -> Iterator[Result]:

@@ -18,7 +18,9 @@ from launcher.simulate.life import OWN, Life
 REFRESH = 4  # a second
 LEAST_ROWS = 3
 CONTROL = re.compile(r"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x1f\x7f]")  # of terminals: a pod's line must not move ours
-COLOURS = {"serving": "green", "done": "green", "loading": "yellow", "preparing": "yellow"}
+COLOURS = dict.fromkeys(("serving", "done"), "green") | dict.fromkeys(
+    ("smoke", "preparing", "prepared", "loading"), "yellow"
+)
 
 
 class LiveTable:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 SCRIPT = str(Path(__file__).with_name("collectives.py"))
 LOOK = "import importlib.util as u, sys; sys.exit(0 if u.find_spec('torch') else 3)"
+LOOK_TIMEOUT = 30.0  # seconds; no probe is answered before
 GONE = 10.0  # seconds that a killed process may take to leave its GPU
 LAST_WORDS = 1.0  # seconds
 
@@ -33,7 +34,11 @@ LAST_WORDS = 1.0  # seconds
 async def require_torch(supervisor: Supervisor, python: str, environ: Mapping[str, str]) -> None:
     """Raises ConfigError for an image without PyTorch, before anybody waits for it."""
     try:
-        code, _ = await supervisor.run("torch", (python, "-c", LOOK), environ)
+        async with asyncio.timeout(LOOK_TIMEOUT):
+            code, _ = await supervisor.run("torch", (python, "-c", LOOK), environ)
+    except TimeoutError:
+        log.warning("%s did not say within %g s whether it has PyTorch: the smoke run will show", python, LOOK_TIMEOUT)
+        return
     except CannotStart as error:
         raise ConfigError(Fault(str(error), "the image's Python, with PyTorch", error.remedy)) from None
     if code:

@@ -137,3 +137,10 @@ def test_an_address_that_is_none_is_refused_with_an_example(text: str) -> None:
         planned("sleep 1", health_url=text)
     assert f"--health-url is {text!r}" in caught.value.text()
     assert "http://localhost:8000/health" in caught.value.text()
+
+
+@pytest.mark.parametrize("text", ["http://me:hush@h/x", "https://hush@h", "tcp://a:hush@h:1", "http://me:hush@h:x/"])
+def test_a_health_url_with_credentials_is_refused_without_showing_them(text: str) -> None:
+    with pytest.raises(ConfigError, match="a user name or a password") as refused:
+        planned("sleep 1", health_url=text)
+    assert "hush" not in refused.value.text()

@@ -19,6 +19,7 @@ from loopback import Pod, Pods
 from test_probes import Engine, engine
 
 from launcher.hang import Standing, culprit
+from launcher.stacks import _handles
 
 __all__ = ["engine"]  # a fixture
 HANG = "--hang-timeout=1.5s"
@@ -31,12 +32,15 @@ def processes_of(pid: int) -> list[psutil.Process]:
 
 
 @contextlib.contextmanager
-def alone(engine: Engine, tmp_path: Path, *options: str) -> Iterator[tuple[Launched, Path]]:
+def alone(engine: Engine, tmp_path: Path, *options: str, sabotage: str = "") -> Iterator[tuple[Launched, Path]]:
     """A group of one whose engine serves, and its log."""
     port, log = free_port(), tmp_path / "log"
     engine.says("status", 200)
     given = (f"--port={port}", *options, "--", *engine.command)
-    with log.open("wb") as file, launched(*given, pid_1=False, env=engine.environ, stderr=file) as pod:
+    with (
+        log.open("wb") as file,
+        launched(*given, pid_1=False, env=engine.environ, stderr=file, sabotage=sabotage) as pod,
+    ):
         wait_until(lambda: http_get("127.0.0.1", port, "/readyz")(5) == (True, "ok"))
         yield pod, log
 
@@ -95,6 +99,28 @@ def test_without_py_spy_only_a_process_with_a_handler_is_asked_for_its_stacks(en
     assert "most recent call first" in said  # faulthandler's words, through the engine's own stderr
     assert "answers no health check for 1.5 s (GET " in said
     assert "/health: 503)" in said
+
+
+def test_a_pod_whose_processes_cannot_be_looked_at_ends_all_the_same(engine: Engine, tmp_path: Path) -> None:
+    with alone(engine, tmp_path, HANG, sabotage="inspection") as (pod, log):
+        processes_of(pod.pid)[0].send_signal(signal.SIGSTOP)
+        assert pod.wait() == 70
+    assert "the processes of this pod could not be looked at: RuntimeError('sabotage')" in log.read_text()
+    assert "the leader: the engine answers no health check for 1.5 s" in log.read_text()
+
+
+def test_a_handler_is_found_whatever_name_a_process_has_given_itself() -> None:
+    cut = "open('/proc/self/comm', 'wb').write(('\u00e9' * 8).encode())"  # the kernel keeps 15 bytes: half a letter
+    script = f"import signal; signal.signal(10, print); {cut}; print(flush=True); signal.pause()"
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline()
+            with pytest.raises(UnicodeDecodeError):
+                Path(f"/proc/{process.pid}/status").read_text()
+            assert _handles(process.pid)
+        finally:
+            process.kill()
 
 
 def test_an_engine_that_gets_no_further_with_its_requests_hangs_though_its_health_is_fine(
@@ -178,6 +204,18 @@ def test_standing_is_counted_for_each_replica_and_only_while_it_has_requests() -
 )
 def test_the_pod_with_the_process_that_stands_still_is_to_blame(stopped: dict[int, str], index: int | None) -> None:
     assert culprit(stopped) == index
+
+
+@pytest.mark.parametrize(
+    ("option", "why"),
+    [
+        ("--kind=server", ": where this engine tells its health is not known (--health-url says it)"),
+        ("--exec", " with --exec: nobody is left to watch the engine"),
+    ],
+)
+def test_where_no_hang_could_be_seen_the_option_says_so(option: str, why: str) -> None:
+    done = start("start", "--size=1", f"--port={free_port()}", HANG, option, "--", "true")
+    assert f"WARNING: --hang-timeout does nothing{why}" in done.stderr
 
 
 def test_an_option_of_nothing_is_refused() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import signal
@@ -17,7 +18,10 @@ from conftest import Launched, Simulate, free_port, launched, wait_until
 from hypothesis import given
 from hypothesis import strategies as st
 
-from launcher.phases import spent, summary
+from launcher.phases import OF_MEMBERS, PHASES, spent, summary
+from launcher.simulate.live import COLOURS
+
+ROOT = Path(__file__).parents[2]
 
 # By its name a server. It opens its port once a file is there.
 ENGINE = """#!/usr/bin/env python3
@@ -128,6 +132,25 @@ def test_what_a_simulation_does_once_the_group_serves_waits_until_the_engine_has
     assert list(done.result["group"]["phases"])[:3] == ["starting", "loading", "serving"]
     assert done.output.index("loaded: vllm") < done.output.index("running: true")
     assert "term:0@loading+600s did not happen: the simulation had ended by then" in done.output
+
+
+def test_every_phase_that_a_pod_enters_is_known_and_the_documents_tell_of_it() -> None:
+    entered = set()
+    for file in (ROOT / "launcher").rglob("*.py"):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute) and node.func.attr == "enter":
+                words = (each.value for each in ast.walk(node) if isinstance(each, ast.Constant))
+                entered |= {word for word in words if isinstance(word, str)}
+    entered.add("starting")  # which is where a pod is from the beginning
+    assert set(PHASES) == entered - {"leaving", "failed"}
+    assert entered - set(PHASES) <= set(OF_MEMBERS)
+    assert set(COLOURS) <= set(PHASES)
+    rows = re.findall(
+        r"^\| (`.+?) \|", (ROOT / "docs" / "group.md").read_text().partition("### Phases")[2], re.MULTILINE
+    )
+    assert set(re.findall(r"`(\w+)`", " ".join(rows[: len(PHASES)]))) >= set(PHASES)
+    sentence = (ROOT / "docs" / "concepts.md").read_text().rpartition("The phases are")[2]
+    assert set(re.findall(r"`(\w+)`", sentence)) == set(PHASES)
 
 
 @given(st.lists(st.floats(0, 1e6), min_size=1, max_size=8))

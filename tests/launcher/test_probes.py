@@ -6,8 +6,10 @@ import asyncio
 import os
 import shlex
 import signal
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +24,7 @@ from loopback import Pod, Pods
 from backends.plan import Health
 from launcher import health
 from launcher.health import EngineHealth
+from launcher.probe import ask
 
 ENGINE = Path(__file__).with_name("little_engine.py")
 DOCUMENT = Path(__file__).parents[2] / "docs" / "probes.md"
@@ -160,6 +163,18 @@ def test_alone_probes_are_answered_while_services_start(engine: Engine, tmp_path
     with launched(*given, "--", "true", pid_1=False, ready=False, env=environ):
         wait_until(lambda: http_get("127.0.0.1", port, "/readyz")(5)[1] not in ("", "ok"))
         wait_until(lambda: http_get("127.0.0.1", port, "/livez")(5) == (True, "ok"))
+
+
+def test_alone_probes_are_answered_during_a_smoke_run(tmp_path: Path) -> None:
+    # It finds PyTorch, and then measures for long.
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || sleep 600\n')
+    python.chmod(0o755)
+    port = free_port()
+    environ = {"PATH": f"{tmp_path}:{os.environ['PATH']}"}
+    with launched("--smoke", f"--port={port}", "--", "true", pid_1=False, ready=False, env=environ):
+        wait_until(lambda: http_get("127.0.0.1", port, "/readyz")(5) == (False, "smoke"))
+        assert http_get("127.0.0.1", port, "/livez")(5) == (True, "ok")
 
 
 def test_with_exec_the_engines_own_probe_is_the_one_to_use(engine: Engine) -> None:
@@ -303,6 +318,20 @@ def test_an_exec_probe_loads_next_to_nothing() -> None:
     said, code, loaded = done.stdout.splitlines()
     assert said.startswith("no launcher answers at 127.0.0.1 and ::1 port 1: connection refused")
     assert (code, loaded) == ("1", "[]")
+
+
+def test_whoever_answers_an_exec_probe_with_nothing_is_no_launcher_that_is_well() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with server.accept()[0] as connection:
+                connection.recv(100)
+                connection.sendall(b"HTTP/1.0 \r\n\r\n")
+
+        answering = threading.Thread(target=answer)
+        answering.start()
+        assert ask("/livez", "127.0.0.1", server.getsockname()[1], 10) == (False, "an empty answer")
+        answering.join()
 
 
 @pytest.mark.parametrize("arguments", [("probe",), ("probe", "well"), ("probe", "live", "--port", "x")])

@@ -112,6 +112,8 @@ def test_nobody_there_is_one_line_and_a_code_of_its_own() -> None:
     assert refused.stderr.startswith("lwsrun: no launcher listens at 127.0.0.1:")
     assert len(refused.stderr.splitlines()) == 1
     assert start("status", "a:b").returncode == 78
+    odd = start("status", "a b")
+    assert (odd.returncode, odd.stderr) == (70, "lwsrun: 'a b' is no host name\n")
     with pytest.raises(NoAnswer, match=r"'nobody\.invalid' has no address"):
         ask_group(Address("nobody.invalid", 9470))
 

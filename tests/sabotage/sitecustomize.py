@@ -334,6 +334,16 @@ def server_watch() -> None:
     server.watch = blind
 
 
+def inspection() -> None:
+    """To look at a hung engine's processes goes wrong."""
+    from launcher import stacks
+
+    async def fail(*_: object) -> str:
+        raise RuntimeError("sabotage")
+
+    stacks.inspect = fail
+
+
 def asking_before_mpirun() -> None:
     """mpirun is asked to end before the server, or the ranks of a job."""
     from launcher.mpi import ending
