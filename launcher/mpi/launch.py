@@ -24,6 +24,7 @@ from launcher.channel.wire import Gone
 from launcher.log import log
 from launcher.mpi import daemon
 from launcher.mpi.agent import FAILED
+from launcher.mpi.gate import NoDaemon
 from launcher.supervisor import CannotStart
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ async def _run(pod: Pod, command: str) -> tuple[int, str]:
         return REFUSED, "no launch over MPI is planned here"
     try:
         argv, environ = daemon.read(command, _environment(mpi))
-    except (daemon.NoDaemon, OSError, ValueError) as error:
+    except (NoDaemon, OSError, ValueError) as error:
         log.warning("refused to start what the leader's mpirun asks for: %s", error)
         return REFUSED, f"refused: only MPI's daemon may be started; {error}"
     name = os.path.basename(argv[0])

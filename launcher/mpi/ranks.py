@@ -23,7 +23,7 @@ from launcher.channel.events import DaemonGone, RankLost
 from launcher.descendants import FEWER_LOOKS, LOOK_EVERY, SELDOM, exiting, left_code, on_end
 from launcher.drain import MAIN
 from launcher.log import log
-from launcher.mpi.daemon import DAEMONS
+from launcher.mpi.gate import DAEMONS
 
 if TYPE_CHECKING:
     from launcher.lifecycle import Pod

@@ -23,8 +23,8 @@ from launcher.channel.messages import Cause, LaunchEnded, Settled
 from launcher.drain import MAIN
 from launcher.log import log
 from launcher.mpi import callback, server, verdict
-from launcher.mpi.daemon import DAEMONS
 from launcher.mpi.equip import equip
+from launcher.mpi.gate import DAEMONS
 from launcher.mpi.launch import Launches, launch
 from launcher.mpi.ranks import Ranks, daemons
 from launcher.report import Ending
