@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from typing import Any
 
 from backends.group import Group, member_name
@@ -41,6 +42,7 @@ def plan_data(group: Group, node: Node, plan: Plan) -> dict[str, Any]:
         "gates": [_gate_data(g) for g in plan.gates],
         "main": None if plan.main is None else _main_data(plan.main),
         "mpi": None if plan.mpi is None else _mpi_data(plan.mpi),
+        "agreed": list(plan.agreed),
         "decisions": list(plan.decisions),
         "notes": list(plan.notes),
     }
@@ -74,11 +76,13 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
         lines.append(f"  run     {shlex.join(plan.main.argv)}  ({plan.main.kind.value})")
         if plan.main.health is not None:
             lines.append(f"  ready   when {_asked(plan.main.health)}")
+            lines.extend(f"  hang    {told}" for told in _hang(plan.main.health))
     else:
         part = "nothing more: the services above are this pod's part"
         if plan.mpi is not None and plan.mpi.agent is Agent.CHANNEL:
             part = "MPI's daemon, when the leader's mpirun asks for it over the group channel"
         lines.append(f"  run     {part}")
+    lines.extend(f"  agree   on {text}, as every other pod" for text in plan.agreed)
     lines.extend(f"  added   {decision}" for decision in plan.decisions)
     lines.extend(f"  note    {note}" for note in plan.notes)
     return "\n".join(lines)
@@ -86,6 +90,7 @@ def plan_text(group: Group, node: Node, plan: Plan) -> str:
 
 def _main_data(main: Main) -> dict[str, Any]:
     serves = None if main.serves is None else _gate_data(main.serves)
+    progress = main.health.progress if main.health else None
     return {
         "argv": list(main.argv),
         "kind": main.kind.value,
@@ -94,6 +99,9 @@ def _main_data(main: Main) -> dict[str, Any]:
         "in_flight": main.in_flight.metrics if main.in_flight else None,
         "ranks": list(main.ranks),
         "health": main.health.url if main.health else None,
+        "health_through": main.health.through if main.health else None,
+        "progress": None if progress is None else {"metrics": progress.metrics, "completions": progress.completions},
+        "fails_with": main.fails_with,
     }
 
 
@@ -101,6 +109,15 @@ def _asked(health: Health) -> str:
     if health.url.startswith("tcp:"):
         return f"{health.url} accepts connections"
     return f"GET {health.url} succeeds" + (f" (or {health.otherwise}, if it is not known)" if health.otherwise else "")
+
+
+def _hang(health: Health) -> Iterator[str]:
+    """What is asked besides, with --hang-timeout."""
+    if health.through is not None:
+        yield f"with --hang-timeout: GET {health.through} is asked too"
+    if health.progress is not None:
+        at = health.progress
+        yield f"with --hang-timeout: GET {at.metrics} is asked too, and while idle a token of POST {at.completions}"
 
 
 def _mpi_data(mpi: Mpi) -> dict[str, Any]:

@@ -52,18 +52,16 @@ async def complete(at: Progress) -> None:
 async def look(at: InFlight) -> Requests | None:
     """Ask both pages. None where there is no answer in time: it has not started, is too busy, or does not tell."""
     try:
-        async with asyncio.timeout(TIMEOUT), aiohttp.ClientSession() as session:
-            # The certificate is for the engine's clients; we ask over loopback.
-            async with session.get(at.metrics, ssl=False) as answer:
-                samples = [line for line in (await answer.text()).splitlines() if _name(line) in at.gauges]
-            if not samples:
+        async with asyncio.timeout(TIMEOUT):
+            found = await samples(at.metrics, at.gauges)
+            if not found:
                 return None
-            engine = sum(float(line.rsplit(" ", 1)[1]) for line in samples)
             server = None
             if at.load is not None:
-                async with session.get(at.load, ssl=False) as answer:
+                # The certificate is for the engine's clients; we ask over loopback.
+                async with aiohttp.ClientSession() as session, session.get(at.load, ssl=False) as answer:
                     server = int((await answer.json())[at.load_key])
-            return Requests(int(engine), server)
+            return Requests(int(sum(value for _, _, value in found)), server)
     except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError, ArithmeticError):
         return None
 

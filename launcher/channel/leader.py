@@ -50,14 +50,13 @@ class Seat:
     detached: bool = False
     drained: bool = False
     cleared: bool = False
+    settled: bool = False
     inspected: bool = False
     stopped: str = ""  # of its processes, in words
 
     def enter(self, phase: str) -> None:
         if phase != self.phase:
             self.phase, self.since = phase, time.monotonic()
-
-    settled: bool = False
 
 
 class LeaderSide:
@@ -163,7 +162,8 @@ class LeaderSide:
         return sorted(self.seats)
 
     async def wait_said(self, state: str, left: Callable[[], float]) -> list[int]:
-        """Until every member that is here has said "drained", "settled" or "cleared"; in the time left, who has not."""
+        """Until every member that is here has said "drained", "settled", "cleared" or "inspected"; in the time left,
+        who has not."""
         while late := sorted(index for index, seat in self.seats.items() if not getattr(seat, state)):
             if left() <= 0:
                 break

@@ -4,24 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
-import types
 import typing
 from dataclasses import dataclass
 from typing import Any
 
 from backends.group import member_name
+from launcher.channel.typed import BadMessage as BadMessage
+from launcher.channel.typed import build
 
 VERSION = 3
 MAX_MESSAGE = 512 * 1024  # bytes, from the leader: the nodes of a group of MAX_SIZE
 MAX_NODE = 384  # bytes of one of them; an IPv6 address, a host name and two versions at their longest take some 300
 MAX_COMMAND = 256 * 1024  # bytes of the message that hands the command over
 MAX_FROM_MEMBER = 64 * 1024  # its longest is a failure with 4 KiB of the engine's words
-LARGEST = 2**53  # whole numbers beyond are no plain JSON (RFC 8259, 6), and nothing here counts so far
-
-
-class BadMessage(ValueError):
-    """A frame that is not a message of this protocol; str() says why."""
 
 
 @dataclass(frozen=True)
@@ -322,7 +317,6 @@ Message = (
 )
 
 _TYPES: dict[str, type[Any]] = {kind.__name__.lower(): kind for kind in typing.get_args(Message)}
-_HINTS: dict[type[Any], dict[str, Any]] = {}
 
 
 def encode(message: Message) -> str:
@@ -351,51 +345,5 @@ def decode(frame: str) -> Message:
     kind = _TYPES.get(name)
     if kind is None:
         raise BadMessage(f"unknown type {name[:40]!r}")
-    message: Message = _build(kind, data, kind.__name__.lower())
+    message: Message = build(kind, data, kind.__name__.lower())
     return message
-
-
-def _build(kind: type[Any], data: dict[str, Any], where: str) -> Any:
-    hints = _hints(kind)
-    values: dict[str, Any] = {}
-    for field in dataclasses.fields(kind):
-        if field.name in data:
-            values[field.name] = _check(hints[field.name], data[field.name], f"{where}.{field.name}")
-        elif field.default is dataclasses.MISSING:
-            raise BadMessage(f"{where}.{field.name} is missing")
-    return kind(**values)
-
-
-def _hints(kind: type[Any]) -> dict[str, Any]:
-    if kind not in _HINTS:
-        _HINTS[kind] = typing.get_type_hints(kind)  # takes longer than all the rest
-    return _HINTS[kind]
-
-
-def _check(hint: Any, value: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        if value is None and type(None) in typing.get_args(hint):
-            return None
-        return _check(next(h for h in typing.get_args(hint) if h is not type(None)), value, where)
-    origin = typing.get_origin(hint)
-    if origin is list and isinstance(value, list):
-        return [_check(typing.get_args(hint)[0], item, where) for item in value]
-    if origin is dict and isinstance(value, dict):
-        return {str(key): _check(typing.get_args(hint)[1], item, where) for key, item in value.items()}
-    if dataclasses.is_dataclass(hint) and isinstance(value, dict):
-        return _build(typing.cast(type[Any], hint), value, where)
-    if isinstance(value, int) and abs(value) > LARGEST:
-        raise BadMessage(f"{where} is too large")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise BadMessage(f"{where} is not finite")
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    if isinstance(value, str):
-        try:
-            value.encode(errors="surrogateescape")  # an argv may hold bytes that are no UTF-8, in Python's spelling
-        except UnicodeEncodeError:
-            raise BadMessage(f"{where} is not text") from None
-    plain = isinstance(hint, type) and origin is None and isinstance(value, hint)
-    if plain and not (isinstance(value, bool) and hint is not bool):
-        return value
-    raise BadMessage(f"{where} is not {getattr(hint, '__name__', hint)}")

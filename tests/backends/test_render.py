@@ -48,13 +48,15 @@ def test_the_leaders_plan_reads_from_mode_to_run() -> None:
     assert lines[1] == "  mode    vllm, Ray: the image has Ray 2.60.0 and the model spans 2 nodes"
     assert lines[2] == "  set     VLLM_HOST_IP=10.0.0.10  # this pod's own address, never guessed"
     assert "  set     GREETING=hello world  # --env" in lines
-    assert lines[-6:] == [
+    assert lines[-7:] == [
         "  start   ray start --head --port=6379 --include-dashboard=false --node-ip-address=10.0.0.10 --num-gpus=8"
         " --object-store-memory=536870912 --disable-usage-stats --block",
         "            ray-head, at once; ends the pod when it, or its gcs_server or raylet, ends",
         "  wait    until Ray's GCS at 10.0.0.10:6379 shows 2 nodes alive with 16 GPUs",
         "  run     vllm serve m -tp 16 --distributed-executor-backend ray  (server)",
         "  ready   when GET http://localhost:8000/health succeeds",
+        "  hang    with --hang-timeout: GET http://localhost:8000/metrics is asked too, and while idle a token of POST"
+        " http://localhost:8000/v1/completions",
         "  added   on Ray a SIGTERM ends vLLM at once, so it is asked to stop when no request is in flight",
     ]
 
@@ -144,6 +146,7 @@ def test_the_data_is_stable_and_complete() -> None:
         "gates",
         "main",
         "mpi",
+        "agreed",
         "decisions",
         "notes",
     }
@@ -191,6 +194,12 @@ def test_the_leaders_data_holds_its_gate_and_its_main_process() -> None:
         "in_flight": "http://localhost:8000/metrics",
         "ranks": ["::EngineCore", "::Worker", "::DPCoordinator", "::APIServer"],
         "health": "http://localhost:8000/health",
+        "health_through": None,
+        "progress": {
+            "metrics": "http://localhost:8000/metrics",
+            "completions": "http://localhost:8000/v1/completions",
+        },
+        "fails_with": "",
     }
 
 
@@ -204,6 +213,9 @@ def test_a_main_process_that_serves_nowhere_says_so_in_the_data() -> None:
         "in_flight": None,
         "ranks": [],
         "health": None,
+        "health_through": None,
+        "progress": None,
+        "fails_with": "",
     }
 
 
