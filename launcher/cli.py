@@ -118,7 +118,7 @@ def open_standard_streams() -> None:
 
 class Commands(click.Group):
     """Some commands have a module of their own, imported only for those who name one or list them. `probe` is only
-    listed here: __main__ runs it without us."""
+    described here, for help, completion and reference: __main__ runs it without us."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return sorted([*super().list_commands(ctx), "probe", *ELSEWHERE])
@@ -128,9 +128,17 @@ class Commands(click.Group):
             command: click.Command = getattr(import_module(ELSEWHERE[cmd_name]), cmd_name)
             return command
         if cmd_name == "probe":
-            from launcher.probe import ABOUT
+            from launcher import probe
 
-            return click.Command("probe", help=ABOUT)
+            params = [
+                click.Argument(["what"], type=click.Choice(list(probe.PATHS))),
+                click.Option(["--port"], envvar="LWSRUN_PORT", default=probe.PORT, show_default=True, metavar="N",
+                             help=probe.OPTIONS["--port"]),
+                click.Option(["--listen"], envvar="LWSRUN_LISTEN", help=probe.OPTIONS["--listen"]),
+                click.Option(["--timeout"], default=probe.TIMEOUT, show_default=True, metavar="SECONDS",
+                             help=probe.OPTIONS["--timeout"]),
+            ]  # fmt: skip
+            return click.Command("probe", help=probe.ABOUT, params=params)
         return super().get_command(ctx, cmd_name)
 
 

@@ -16,16 +16,21 @@ TIMEOUT = 5.0  # seconds; Kubernetes' own timeoutSeconds ends the probe before, 
 PATHS = {"live": "/livez", "ready": "/readyz", "startup": "/startupz"}
 EVERYWHERE = ("", "0.0.0.0", "::")
 ABOUT = "Ask the launcher of this pod, for exec probes: exit 0, or 1 with the reason."
+OPTIONS = {
+    "--port": "As given to `start`",
+    "--listen": "As given to `start`",
+    "--timeout": "Seconds to wait for the answer",
+}
 
 
 def main(arguments: list[str]) -> int:
     """Exit code 0 when the probe passes, 1 when it does not; what was answered is printed."""
     parser = argparse.ArgumentParser("lwsrun probe", description=ABOUT)
     parser.add_argument("probe", choices=PATHS)
-    parser.add_argument("--port", type=_port, default=_given_port(), help="as given to start [env: LWSRUN_PORT]")
+    parser.add_argument("--port", type=_port, default=_given_port(), help=f"{OPTIONS['--port']} [env: LWSRUN_PORT]")
     parser.add_argument("--listen", default=os.environ.get("LWSRUN_LISTEN", ""),
-                        help="as given to start [env: LWSRUN_LISTEN]")  # fmt: skip
-    parser.add_argument("--timeout", type=float, default=TIMEOUT, help="seconds to wait for the answer [%(default)g]")
+                        help=f"{OPTIONS['--listen']} [env: LWSRUN_LISTEN]")  # fmt: skip
+    parser.add_argument("--timeout", type=float, default=TIMEOUT, help=f"{OPTIONS['--timeout']} [%(default)g]")
     try:
         given = parser.parse_args(arguments)
     except SystemExit as left:

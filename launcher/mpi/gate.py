@@ -14,6 +14,7 @@ HELLO = "lwsrun-hello"  # the leader's first login asks whether this gate is the
 DAEMONS = ("orted", "prted")
 # What mpirun puts before its daemon.
 SETS = ("PATH", "LD_LIBRARY_PATH", "DYLD_LIBRARY_PATH", "OPAL_PREFIX", "OMPI_PREFIX", "PRTE_PREFIX", "PMIX_PREFIX")
+OPERATORS = frozenset("();<>|&")
 
 # Around it for a user whose shell is sh or ksh. The profile is left out: it is whatever lies in the working directory.
 PROFILE = "( test ! -r ./.profile || . ./.profile;"
@@ -25,35 +26,39 @@ def unwrapped(command: str) -> str:
     return text[len(PROFILE) : -1] if text.startswith(PROFILE) and text.endswith(")") else command
 
 
-def why_not(command: str) -> str:
-    """Why this is not the command of an MPI daemon, in mpirun's form; "" when it is.
+class NoDaemon(ValueError):
+    """It is not the command of an MPI daemon, or more than that; str() says in what."""
 
-    NAME=value ; export NAME ; … /path/orted ARGUMENTS, and no other operator or substitution.
+
+def statements(command: str) -> list[list[str]]:
+    """The words of an MPI daemon's command, in mpirun's form; the last statement is the daemon's own argv.
+
+    NAME=value ; export NAME ; … /path/orted ARGUMENTS, and no other operator or substitution. Raises NoDaemon.
     """
     if any(text in command for text in ("`", "$(", "\n", "\r", "\0")):
-        return "it has a substitution or several lines"
+        raise NoDaemon("it has a substitution or several lines")
     lexer = shlex.shlex(command, posix=True, punctuation_chars=True)
     lexer.commenters, lexer.whitespace_split = "", True
     try:
         tokens = list(lexer)
     except ValueError as error:
-        return str(error)
-    statements: list[list[str]] = [[]]
+        raise NoDaemon(str(error)) from None
+    found: list[list[str]] = [[]]
     for token in tokens:
         if token == ";":
-            statements.append([])
-        elif token and set(token) <= set("();<>|&"):
-            return f"it has the operator {token}"
+            found.append([])
+        elif token and set(token) <= OPERATORS:
+            raise NoDaemon(f"it has the operator {token}")
         else:
-            statements[-1].append(token)
-    statements = [words for words in statements if words]
-    if not statements or os.path.basename(statements[-1][0]) not in DAEMONS:
-        return "it does not start orted or prted"
-    for words in statements[:-1]:
+            found[-1].append(token)
+    found = [words for words in found if words]
+    if not found or os.path.basename(found[-1][0]) not in DAEMONS:
+        raise NoDaemon("it does not start orted or prted")
+    for words in found[:-1]:
         name = words[1] if words[0] == "export" and len(words) == 2 else words[0].partition("=")[0]
         if name not in SETS or (words[0] != "export" and (len(words) != 1 or "=" not in words[0])):
-            return f"it has more than MPI's daemon: {' '.join(words)[:80]}"
-    return ""
+            raise NoDaemon(f"it has more than MPI's daemon: {' '.join(words)[:80]}")
+    return found
 
 
 def main() -> None:
@@ -61,9 +66,10 @@ def main() -> None:
     if command == HELLO:
         print(HELLO)
         return
-    refusal = why_not(command)
-    if refusal:
-        print(f"lwsrun: refused: only MPI's daemon may be started here; {refusal}", file=sys.stderr)
+    try:
+        statements(command)
+    except NoDaemon as error:
+        print(f"lwsrun: refused: only MPI's daemon may be started here; {error}", file=sys.stderr)
         sys.exit(REFUSED)
     with open(os.path.join(sys.argv[1], "environment.json"), errors="surrogateescape") as file:
         environment = json.load(file)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
@@ -110,7 +111,11 @@ def _lacks() -> tuple[str, ...]:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     except (OSError, StopIteration):
         return ()
-    return tuple(name for name, bit in SSHD_NEEDS.items() if not effective >> bit & 1)
+    lacks = [name for name, bit in SSHD_NEEDS.items() if not effective >> bit & 1]
+    with contextlib.suppress(OSError):
+        if Path("/proc/self/setgroups").read_text().strip() == "deny":  # user_namespaces(7)
+            lacks.append("setgroups (denied in this user namespace)")
+    return tuple(lacks)
 
 
 def _nss_wrapper() -> str | None:

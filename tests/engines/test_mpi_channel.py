@@ -47,7 +47,8 @@ def test_arguments_reach_every_rank_as_they_were_given(simulate: Simulate, mpi: 
 @pytest.mark.parametrize("version", ["4.1.8", "5"])
 def test_any_user_will_do_without_a_passwd_entry_or_ssh(version: str, simulate: Simulate) -> None:
     mpi = installed(version)
-    path = {"PATH": mpi.path}  # where nothing is but Open MPI and Python
+    # Where nothing is but Open MPI and Python; and mpirun writes for sh otherwise than for bash.
+    path = {"PATH": mpi.path, "SHELL": "/bin/sh"}
     done = run(simulate, mpi, CHANNEL, size=2, slots=1, pod={"uid": 12345, "leader": path, "worker": path})
     assert done.codes() == [0, 0], done.output[-4000:]
     assert [each["uid"] for each in ranks(done)] == [12345, 12345]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from backends.plan_mpi import Agent, Host, Mpi
-from launcher.mpi import daemon, server, verdict
+from launcher.mpi import daemon, gate, server, verdict
 from launcher.mpi.verdict import Said
 
 # As the agent got them from Open MPI 4.1.8 and 5.0.11; the tail is cut.
@@ -34,9 +34,10 @@ def test_the_daemons_command_is_read_without_a_shell() -> None:
         "PATH": "/opt/mpi/bin:/bin", "HOME": "/root", "OPAL_PREFIX": "/opt/mpi", "LD_LIBRARY_PATH": "/opt/mpi/lib:",
         "DYLD_LIBRARY_PATH": "/opt/mpi/lib:",
     }  # fmt: skip
-    argv, environ = daemon.read(PRTED, {"LD_LIBRARY_PATH": "/own"})
-    assert argv[:2] == ("/opt/mpi/bin/prted", "--allow-run-as-root")
-    assert environ == {"PRTE_PREFIX": "/opt/mpi", "LD_LIBRARY_PATH": "/opt/mpi/lib:/own"}
+    for command in (PRTED, f"{gate.PROFILE} {PRTED} )"):  # the latter of a user whose shell is sh
+        argv, environ = daemon.read(command, {"LD_LIBRARY_PATH": "/own"})
+        assert argv[:2] == ("/opt/mpi/bin/prted", "--allow-run-as-root")
+        assert environ == {"PRTE_PREFIX": "/opt/mpi", "LD_LIBRARY_PATH": "/opt/mpi/lib:/own"}
 
 
 @pytest.mark.parametrize(
@@ -48,7 +49,7 @@ def test_the_daemons_command_is_read_without_a_shell() -> None:
     ],
 )  # fmt: skip
 def test_nothing_but_mpis_daemon_is_started(command: str) -> None:
-    with pytest.raises(daemon.NoDaemon):
+    with pytest.raises(gate.NoDaemon):
         daemon.read(command, {})
 
 

@@ -100,6 +100,9 @@ def test_it_runs_on_the_images_own_python(one_file: Path, unpacked: Path, python
     done = run(python, one_file, "plan", *options, "--", "vllm", "serve", "m", "-tp=16", place=unpacked)
     assert done.returncode == 0, done.stderr
     assert "--node-rank" in done.stdout
+    done = run(python, one_file, "probe", "ready", "--port=1", place=unpacked)
+    assert done.returncode == 1, done.stderr
+    assert "no launcher answers at 127.0.0.1 and ::1 port 1: connection refused" in done.stdout
 
 
 def test_a_group_of_pods_starts_itself_from_the_one_file(one_file: Path, unpacked: Path, python: Path) -> None:
