@@ -23,6 +23,14 @@ FIXED: dict[str, Any] = {
     "max_restarts": 0,
     "restart_reset": 0.0,
     "drain_delay": 0.0,
+    "mpi_agent": "ssh",
+    "mpi_ranks": None,
+    "mpi_env": (),
+    "mpi_arg": (),
+    "mpi_ports": None,
+    "mpi_timeout": 300.0,
+    "ssh_port": 2222,
+    "ssh_keys": None,
 }
 OWN = [
     click.Option(["--python"], default="python3", show_default=True, show_envvar=True,
