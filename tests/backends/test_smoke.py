@@ -43,6 +43,7 @@ def test_the_plan_as_it_was_reviewed() -> None:
         "  set     GLOO_SOCKET_IFNAME=eth0  # it routes to the leader",
         "  set     TP_SOCKET_IFNAME=eth0  # it routes to the leader",
         f"  run     python3 {SCRIPT} --index=1 --procs=8,8 --backend=nccl --timeout=60  (job)",
+        "  agree   on smoke run on each GPU by auto at port 29470, as every other pod",
         "  added   16 ranks over the group, here 8: nccl, a process for each GPU",
     ])  # fmt: skip
 
