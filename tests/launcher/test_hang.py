@@ -45,8 +45,8 @@ def alone(engine: Engine, tmp_path: Path, *options: str, sabotage: str = "") -> 
         yield pod, log
 
 
-def test_an_engine_that_stands_still_ends_its_pod_and_the_cause_says_where(engine: Engine, tmp_path: Path) -> None:
-    with alone(engine, tmp_path, HANG) as (pod, log):
+def stands_still(engine: Engine, tmp_path: Path, sabotage: str = "") -> None:
+    with alone(engine, tmp_path, HANG, sabotage=sabotage) as (pod, log):
         processes_of(pod.pid)[0].send_signal(signal.SIGSTOP)
         assert pod.wait() == 70
     assert re.search(
@@ -55,6 +55,15 @@ def test_an_engine_that_stands_still_ends_its_pod_and_the_cause_says_where(engin
         log.read_text().splitlines()[-1],
     )
     assert "serve_forever (socketserver.py" in log.read_text()  # as py-spy shows it
+
+
+def test_an_engine_that_stands_still_ends_its_pod_and_the_cause_says_where(engine: Engine, tmp_path: Path) -> None:
+    stands_still(engine, tmp_path)
+
+
+def test_without_the_search_for_the_culprit_that_test_fails(engine: Engine, tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="is stopped"):
+        stands_still(engine, tmp_path, sabotage="culprit")
 
 
 def test_without_the_option_it_stays_and_so_does_one_that_has_never_served(engine: Engine, tmp_path: Path) -> None:

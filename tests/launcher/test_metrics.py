@@ -41,7 +41,7 @@ from launcher.channel.events import (
 from launcher.channel.messages import Cause, Stop
 from launcher.failures import CAUSES, cause_of
 from launcher.gates import GateFailed
-from launcher.metrics import METRICS, Exporter, Kind, startup
+from launcher.metrics import METRICS, REASONS, Exporter, Kind, startup
 from launcher.tally import ROUND_TRIPS, Histogram
 from launcher.usage import Usage, read_usage
 
@@ -218,6 +218,12 @@ def test_a_histogram_counts_as_prometheus_does() -> None:
     assert counts["0.001"] == 1, "a bound belongs to its own bucket"
     assert (counts["0.0025"], counts["0.25"], counts["0.5"], counts["5.0"], counts["+Inf"]) == (2, 2, 3, 3, 4)
     assert len(counts) == len(ROUND_TRIPS) + 1
+
+
+def test_the_documentation_names_every_reason_of_a_refusal() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text()
+    sentence = text.partition("`reason` is the refusal's word")[2].partition("([group.md]")[0]
+    assert set(re.findall(r"`([\w-]+)`", sentence)) == set(REASONS)
 
 
 WHAT_ENDED = [

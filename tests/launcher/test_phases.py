@@ -110,6 +110,25 @@ def test_an_engine_that_ends_while_it_loads_is_never_said_to_serve(engine: Engin
     assert "loaded" not in engine.log
 
 
+def loads(tmp_path: Path, sabotage: str = "") -> None:
+    program, port = tmp_path / "vllm", free_port()
+    program.write_text(ENGINE)
+    program.chmod(0o755)
+    command = (str(program), "serve", "m", "--port", str(free_port()))
+    with launched(f"--port={port}", "--", *command, pid_1=False, sabotage=sabotage):
+        wait_until(lambda: page(port, "/readyz") not in ("", "starting\n"))
+        assert page(port, "/readyz") == "loading\n"
+
+
+def test_an_engine_that_has_not_opened_its_port_does_not_serve(tmp_path: Path) -> None:
+    loads(tmp_path)
+
+
+def test_one_that_is_not_seen_through_its_loading_makes_that_test_fail(tmp_path: Path) -> None:
+    with pytest.raises(AssertionError, match="engine: GET"):
+        loads(tmp_path, sabotage="loading")
+
+
 def test_a_command_that_opens_no_port_that_is_known_serves_from_its_start(tmp_path: Path) -> None:
     port = free_port()
     command = ("sh", "-c", "echo up; sleep 600 & wait")

@@ -152,6 +152,30 @@ def test_alone_probes_are_answered_while_the_engine_loads(engine: Engine) -> Non
         pod.wait()
 
 
+def an_engine_that_is_not_well(engine: Engine, sabotage: str = "") -> None:
+    engine.says("status", 503)
+    port = free_port()
+    with launched(f"--port={port}", "--", *engine.command, pid_1=False, env=engine.environ, sabotage=sabotage):
+        answer = (False, "")
+
+        def settled() -> bool:
+            nonlocal answer
+            answer = http_get("127.0.0.1", port, "/readyz")(5)
+            return answer[0] or answer[1].endswith("503")
+
+        wait_until(settled)
+        assert answer == (False, f"engine: GET http://localhost:{engine.port}/health: 503")
+
+
+def test_a_pod_is_not_ready_while_its_engine_is_not_well(engine: Engine) -> None:
+    an_engine_that_is_not_well(engine)
+
+
+def test_without_the_engines_health_that_test_fails(engine: Engine) -> None:
+    with pytest.raises(AssertionError, match="True, 'ok'"):
+        an_engine_that_is_not_well(engine, sabotage="engine_health")
+
+
 def test_alone_probes_are_answered_while_services_start(engine: Engine, tmp_path: Path) -> None:
     # A Ray that never gets ready stands for one that takes long.
     ray = tmp_path / "ray"
