@@ -13,15 +13,16 @@ from backends.plan_mpi import MpiOptions
 
 # A value that is one pod's or one node's own, by the name's beginning, its end, or the whole of it.
 OWN_PREFIXES = (
-    "POD_", "NODE_", "HOST_", "LWS_", "LWSRUN_", "KUBERNETES_", "GROVE_", "RBG_", "GPU_DEVICE_", "NSS_WRAPPER_",
+    "POD_", "NODE_", "HOST_", "LWS_", "LWSRUN_", "KUBERNETES_", "GROVE_", "RBG_", "GPU_DEVICE_", "PCIDEVICE_",
+    "NSS_WRAPPER_",
 )  # fmt: skip
 OWN_SUFFIXES = ("_SOCKET_IFNAME", "_IFNAME", "_SERVICE_HOST", "_HOST_IP", "_POD_IP", "_NODE_IP", "_NODE_NAME")
 OWN_NAMES = frozenset(
     {
         "HOSTNAME", "HOME", "USER", "LOGNAME", "SHELL", "PWD", "OLDPWD", "SHLVL", "TERM", "_", "TMPDIR",
         "NVIDIA_VISIBLE_DEVICES", "CUDA_VISIBLE_DEVICES", "NVIDIA_MIG_CONFIG_DEVICES", "HIP_VISIBLE_DEVICES",
-        "ROCR_VISIBLE_DEVICES", "NCCL_IB_HCA", "NVSHMEM_HCA_LIST", "UCX_NET_DEVICES", "MASTER_ADDR", "RANK",
-        "LOCAL_RANK", "LD_PRELOAD",
+        "ROCR_VISIBLE_DEVICES", "HABANA_VISIBLE_DEVICES", "NCCL_IB_HCA", "NVSHMEM_HCA_LIST", "UCX_NET_DEVICES",
+        "MASTER_ADDR", "RANK", "LOCAL_RANK", "LD_PRELOAD",
     }
 )  # fmt: skip
 # What tells a rank its place, or mpirun how to launch: where a pod has it, it is of another launch.
@@ -59,7 +60,7 @@ def check_named(options: MpiOptions) -> None:
             raise ConfigError(
                 Fault(f"--mpi-env {name!r}", "a NAME; its value is the leader's", "--env NAME=VALUE sets one")
             )
-        if name in OWN_NAMES or name.startswith(("POD_", "NODE_", "LWS_")) or name.endswith("_IFNAME"):
+        if name in OWN_NAMES or name.startswith(OWN_PREFIXES) or name.endswith(OWN_SUFFIXES):
             raise ConfigError(
                 Fault(
                     f"--mpi-env {name}: every pod has a value of its own",

@@ -33,8 +33,9 @@ print(json.dumps({n: v(n) for n in sys.argv[1:]} | {"python": "%d.%d.%d" % sys.v
 """
 
 
-async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node:
-    """This pod's Node. Versions are asked only where the backend decides by them. Raises ConfigError."""
+async def look(settings: Settings, supervisor: Supervisor, backend: str, *, size: int) -> Node:
+    """This pod's Node. Versions are asked only where the backend decides by them. size: of its group. Raises
+    ConfigError."""
     # In threads: a driver that wakes up or a resolver that hangs must not keep a signal waiting.
     driver = await asyncio.to_thread(ask_nvml)
     gpus = look_at_gpus(settings.environ, settings.gpus_per_node, driver)
@@ -50,7 +51,8 @@ async def look(settings: Settings, supervisor: Supervisor, backend: str) -> Node
         from launcher.smoke.first import require_torch
 
         await require_torch(supervisor, python, settings.environ)
-    mpi = await _mpi_tools(settings, supervisor) if backend in ("mpi", "tensorrt-llm") else None
+    over_mpi = backend == "mpi" or (backend == "tensorrt-llm" and size > 1)  # alone it starts its own ranks
+    mpi = await _mpi_tools(settings, supervisor) if over_mpi else None
     return Node(
         ip=ip,
         hostname=socket.gethostname(),

@@ -212,7 +212,8 @@ class Pod:
                 locate(self.argv[0], self.settings.environ)
             except CannotStart as error:
                 raise cannot_start(error) from None
-        self.node = await facts.look(replace(self.settings, argv=self.argv), self.supervisor, backend)
+        settings = replace(self.settings, argv=self.argv)
+        self.node = await facts.look(settings, self.supervisor, backend, size=group.size)
 
     @property
     def the_node(self) -> Node:

@@ -135,7 +135,8 @@ backend_options = options(
     click.option("--mpi-ports", type=PORTS, metavar="FIRST-LAST", default=None, show_envvar=True,
                  help="The ports that mpirun, its daemons and the ranks listen on, for a NetworkPolicy. Default: any."),
     click.option("--mpi-timeout", type=SECONDS, default="5m", show_default=True, show_envvar=True,
-                 help="How long the leader tries to reach every worker's sshd before it fails."),
+                 help="How long the leader tries to reach every worker's sshd, and mpirun's daemons have to call"
+                      " back, before it fails."),
     click.option("--ssh-port", type=click.IntRange(1, 65535), default=2222, show_default=True, show_envvar=True,
                  help="The port of the workers' sshd, the same in all pods."),
     click.option("--ssh-keys", metavar="DIR", default=None, show_envvar=True,

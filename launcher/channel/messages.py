@@ -119,11 +119,13 @@ class Formed:
 @dataclass(frozen=True)
 class Handed:
     """leader -> members, for a launch over MPI: the public key that it comes with, where it comes over ssh; and its
-    variables, those that a rank has where its own pod lacks them, and those that it has in any case."""
+    variables, those that a rank has where its own pod lacks them, and those that it has in any case. interface: the
+    one of which mpirun tells all its daemons, if any."""
 
     client_key: str | None
     lacking: dict[str, str]
     always: dict[str, str]
+    interface: str | None = None
 
 
 @dataclass(frozen=True)

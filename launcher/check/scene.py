@@ -144,7 +144,7 @@ async def _with_node(scene: Scene) -> Scene:
     settings = scene.settings if scene.command is not None else replace(scene.settings, argv=())
     try:
         async with asyncio.timeout(NODE):
-            node = await facts.look(settings, scene.supervisor, scene.backend)
+            node = await facts.look(settings, scene.supervisor, scene.backend, size=scene.size)
     except ConfigError as error:
         return replace(scene, node_error=error.faults[0].found)
     except TimeoutError:

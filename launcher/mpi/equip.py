@@ -12,7 +12,9 @@ import json
 import os
 import socket
 import sys
+from collections.abc import Iterable
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,7 +23,7 @@ from backends import plan_mpi as names
 from backends.errors import ConfigError, Fault
 from backends.group import member_name, member_names
 from backends.plan_mpi import Agent, Mpi, MpiTools
-from launcher.channel.messages import Equipped, Handed
+from launcher.channel.messages import MAX_MESSAGE, Equipped, Handed, encode
 from launcher.gates import GateFailed
 from launcher.log import log
 from launcher.mpi.private import Private
@@ -68,7 +70,9 @@ async def _on_leader(pod: Pod, mpi: Mpi, private: Private, over_ssh: bool) -> No
     private.write(names.HOSTFILE, mpi.hostfile_text())
     pair = await asyncio.to_thread(_client_pair, mpi.keys) if over_ssh else None
     lacking, always = mpi_env.handed(_declared(pod), mpi.environment)
-    await leader.tell_all(Handed(pair.public if pair else None, lacking, always))
+    handed = Handed(pair.public if pair else None, lacking, always, _interface(pod))
+    check_size(handed)
+    await leader.tell_all(handed)
     every = pod.settings.report_every
     async with saying(every, lambda: f"until all are equipped for MPI: {member_names(leader.not_yet('equipped'))}"):
         await leader.wait_all("equipped")
@@ -86,6 +90,36 @@ async def _on_leader(pod: Pod, mpi: Mpi, private: Private, over_ssh: bool) -> No
     private.write(names.KNOWN_HOSTS, known)
     private.write(names.SSH_CONFIG, ssh.ssh_config(mpi.directory, mpi.ssh_port, users))
     private.write(names.LOGINS, json.dumps(logins))
+
+
+def _interface(pod: Pod) -> str | None:
+    """Of which mpirun tells all; None where the user has told it otherwise."""
+    main, interface = pod.the_plan.main, pod.the_node.interface
+    told = [value for name, value in pairwise(main.argv if main else ()) if name.endswith("_tcp_if_include")]
+    return interface if interface in told else None
+
+
+def check_size(handed: Handed) -> None:
+    """Raise ConfigError for more variables than a message holds: every worker would take it for a broken leader."""
+    takes = len(encode(handed))
+    if takes > MAX_MESSAGE:
+        sizes = {name: len(value) for name, value in {**handed.lacking, **handed.always}.items()}
+        longest = max(sizes, key=lambda name: sizes[name])
+        fault = f"the variables that ranks have from the leader take {takes // 1024} KiB, {longest} most of all"
+        raise ConfigError(Fault(fault, f"at most {MAX_MESSAGE // 1024} KiB", f"set {longest} in the worker's template"))
+
+
+def check_interface(leaders: str | None, own: Iterable[str]) -> None:
+    """Raise ConfigError where mpirun's daemon would be told of an interface that this pod does not have."""
+    if leaders is not None and leaders not in own:
+        raise ConfigError(
+            Fault(
+                f"the leader's network interface is {leaders}, which this pod lacks: it has {', '.join(own)}",
+                "one name in all pods: mpirun tells its daemons and ranks of one for all",
+                "name the network instead, in both templates: --mpi-arg=--mca --mpi-arg=oob_tcp_if_include"
+                " --mpi-arg=NET/BITS, and the same with btl_tcp_if_include",
+            )
+        )
 
 
 def check_equipped(index: int, equipped: Equipped) -> None:
@@ -127,6 +161,7 @@ async def _on_worker(pod: Pod, mpi: Mpi, tools: MpiTools, private: Private, over
         private.write(names.HOST_KEY, pair.private)
         host_key = pair.public
     handed = await member.handed
+    check_interface(handed.interface, pod.the_node.interfaces)
     own = pod.environ()
     environment = mpi_env.of_rank(own, handed.lacking, handed.always)
     came = sorted(name for name, value in environment.items() if own.get(name) != value)

@@ -11,7 +11,7 @@ OWN = [
     "POD_IP", "POD_NAME", "NODE_NAME", "HOST_IP", "HOSTNAME", "HOME", "LWS_WORKER_INDEX", "NVIDIA_VISIBLE_DEVICES",
     "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "NCCL_IB_HCA", "UCX_NET_DEVICES",
     "KUBERNETES_SERVICE_HOST", "MY_SVC_SERVICE_HOST", "MY_SVC_SERVICE_PORT_HTTP", "MY_SVC_PORT_80_TCP_ADDR",
-    "MY_SVC_PORT", "VLLM_HOST_IP", "LD_PRELOAD",
+    "MY_SVC_PORT", "VLLM_HOST_IP", "LD_PRELOAD", "PCIDEVICE_INTEL_COM_SRIOV",
 ]  # fmt: skip
 
 
@@ -38,7 +38,7 @@ def test_another_launchs_place_is_nobodys(name: str) -> None:
     assert handed({name: "1"}, ()) == ({}, {})
 
 
-@pytest.mark.parametrize("name", ["POD_IP", "HOSTNAME", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME"])
+@pytest.mark.parametrize("name", ["POD_IP", "HOSTNAME", "CUDA_VISIBLE_DEVICES", "NCCL_SOCKET_IFNAME", "VLLM_HOST_IP"])
 def test_a_name_of_which_every_pod_has_its_own_value_is_refused(name: str) -> None:
     text = refusal("x", backend="mpi", environment=(name,))
     assert text.startswith(f"--mpi-env {name}: every pod has a value of its own")

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from backends.errors import ConfigError
+from launcher.channel.messages import Handed
 from launcher.mpi import keys, private
-from launcher.mpi.equip import check_port
+from launcher.mpi.equip import check_interface, check_port, check_size
 from launcher.mpi.gate import PROFILE, NoDaemon, statements, unwrapped
 from launcher.mpi.private import Private, choose, trusted
 
@@ -150,3 +151,20 @@ def test_a_port_that_is_taken_is_told() -> None:
             check_port("127.0.0.1", port)
     assert caught.value.text().startswith(f"port {port} of this pod, for sshd: address already in use")
     check_port("127.0.0.1", port)
+
+
+def test_an_interface_that_only_the_leader_has_is_told_with_what_names_the_network_instead() -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_interface("ens5", ("eth0", "net1"))
+    assert caught.value.text().startswith(
+        "the leader's network interface is ens5, which this pod lacks: it has eth0, net1"
+    )
+    check_interface("eth0", ("eth0", "net1"))
+    check_interface(None, ("eth0",))
+
+
+def test_more_variables_than_a_message_holds_are_told_by_the_longest() -> None:
+    check_size(Handed(None, {"A": "x" * 100_000}, {"B": "y"}))
+    with pytest.raises(ConfigError) as caught:
+        check_size(Handed(None, {"A": "x"}, {"LONG": "y" * 600_000}))
+    assert "LONG most of all" in caught.value.text()
