@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os.path
 import shlex
+from itertools import pairwise
 
 from backends.errors import ConfigError, Fault
 from backends.generic import main_argv
@@ -34,6 +35,8 @@ OURS = (
     "-H", "-host", "--host", "-hostfile", "--hostfile", "-machinefile", "--machinefile", "-n", "-np", "--np", "-c",
     "-oversubscribe", "--oversubscribe", "--n", "-N", "--npernode", "-npernode",
 )  # fmt: skip
+MCA = ("mca", "gmca", "prtemca", "gprtemca", "pmixmca")
+AGENTS = ("plm_rsh_agent", "plm_ssh_agent", "plm_rsh_no_tree_spawn", "plm_ssh_no_tree_spawn")
 
 
 def plan_mpi(request: Request) -> Plan:
@@ -197,28 +200,25 @@ def checked_tools(request: Request) -> MpiTools:
 def mpirun_argv(request: Request, mpi: Mpi, tools: MpiTools) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """The whole command of the leader, and what was decided, a line each."""
     options = request.options.mpi
-    for argument in options.arguments:
-        if argument.partition("=")[0] in OURS:
-            raise ConfigError(
-                Fault(
-                    f"--mpi-arg {argument}: hosts and ranks are the group's",
-                    "another option of mpirun's",
-                    "--gpus-per-node sets a node's slots, --mpi-ranks the ranks",
-                )
-            )
+    given, named = _of_the_user(options.arguments)
     each = {host.slots for host in mpi.hosts}
     full = len(each) == 1 and mpi.ranks == sum(host.slots for host in mpi.hosts)
     argv = [tools.mpirun or "mpirun"]
     if tools.uid == 0:
         argv.append("--allow-run-as-root")
     argv += ["--hostfile", mpi.hostfile, "-np", str(mpi.ranks)]
-    argv += ["--map-by", f"ppr:{mpi.hosts[0].slots}:node" if full else "slot"]
-    # With one or two ranks Open MPI would bind each, and all that it starts, to a single core.
-    argv += ["--bind-to", "none"]
-    # Under Open MPI 5 a rank that reads would wait for ever, even where mpirun's own input is at its end.
-    argv += ["--stdin", "none"]
+    ours = (
+        ("--map-by", f"ppr:{mpi.hosts[0].slots}:node" if full else "slot"),
+        # With one or two ranks Open MPI would bind each, and all that it starts, to a single core.
+        ("--bind-to", "none"),
+        # Under Open MPI 5 a rank that reads would wait for ever, even where mpirun's own input is at its end.
+        ("--stdin", "none"),
+    )
+    # mpirun fails on many that it is given twice: what the user gave is kept.
+    for option, value in ours:
+        argv += [option, value] if option.lstrip("-") not in given else []
     for name, value in settings(request, mpi, tools):
-        argv += ["--mca", name, value]
+        argv += ["--mca", name, value] if name not in named else []
     argv += options.arguments
     decisions = [
         f"-np {mpi.ranks}, rank 0 on the leader: " + ", ".join(f"{host.ip} slots={host.slots}" for host in mpi.hosts)
@@ -229,6 +229,23 @@ def mpirun_argv(request: Request, mpi: Mpi, tools: MpiTools) -> tuple[tuple[str,
         program = ("/bin/sh", "-c", f"exec {shlex.join(program)}")
         decisions.append("/bin/sh -c: an argument is a single `:`, which mpirun takes for itself")
     return (*argv, *program), tuple(decisions)
+
+
+def _of_the_user(arguments: tuple[str, ...]) -> tuple[set[str], set[str]]:
+    """The options of mpirun that --mpi-arg gives, without dashes, and the names that follow --mca. Raises ConfigError
+    for what is the group's."""
+    options = {argument.partition("=")[0].lstrip("-") for argument in arguments if argument.startswith("-")}
+    named = {name for option, name in pairwise(arguments) if option.startswith("-") and option.lstrip("-") in MCA}
+    for argument in arguments:
+        if argument.partition("=")[0] in OURS or argument in AGENTS:
+            raise ConfigError(
+                Fault(
+                    f"--mpi-arg {argument}: hosts, ranks and how they are reached are the group's",
+                    "another option of mpirun's",
+                    "--gpus-per-node sets a node's slots, --mpi-ranks the ranks, --mpi-agent how they are reached",
+                )
+            )
+    return options, named
 
 
 def settings(request: Request, mpi: Mpi, tools: MpiTools) -> tuple[tuple[str, str], ...]:

@@ -80,7 +80,9 @@ def make_plan(request: Request) -> Plan:
     given = dict(zip((variable for variable, _ in request.options.env), values, strict=True))
     # Planned as if the pod had them, so that they count as set by the user wherever that is asked.
     request = replace(request, environ={**request.environ, **given})
-    plan = with_health(connected(PLANNERS[name](request), request), request)
+    plan = connected(PLANNERS[name](request), request)
+    if name != "smoke":  # it has no clients: --health-url is that of the engine after it
+        plan = with_health(plan, request)
     added = (EnvVar(variable, value, GIVEN) for variable, value in given.items())
     first = request.options.smoke.first and name != "smoke"
     agreed = (*plan.agreed, f"first {smoke_agreed(request.options.smoke)}") if first else plan.agreed

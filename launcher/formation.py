@@ -123,6 +123,8 @@ async def join(pod: Pod, group: Group) -> tuple[Group, Node]:
     pod.background(member.listen())
     pod.group = group = member.group
     options = replace(pod.settings.options, peer_timeout=member.peer_timeout)
+    if welcome.smoke is not None:
+        options = replace(options, smoke=welcome.smoke)
     if not pod.argv and options.kind is None and welcome.kind in {kind.value for kind in Kind}:
         options = replace(options, kind=Kind(welcome.kind))
     pod.settings = replace(pod.settings, options=options)

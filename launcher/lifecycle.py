@@ -116,7 +116,8 @@ class Pod:
         self.plan: Plan | None = None
         self.children: dict[str, Child] = {}
         self.telling = Telling()
-        self.smoke_due = settings.options.smoke.first  # on a worker its leader's word
+        smoke = settings.options.smoke
+        self.smoke_due = smoke if smoke.first else None  # on a worker its leader's word
         self.finished = False
         self.leader: LeaderSide | None = None
         self.member: MemberSide | None = None

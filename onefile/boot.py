@@ -59,9 +59,9 @@ def main():
             signal.pthread_sigmask(signal.SIG_SETMASK, MASK)
         runpy.run_module(module, run_name="__main__", alter_sys=True)
     else:
-        from launcher.__main__ import main as lwsrun
+        from launcher.__main__ import main as launch
 
-        lwsrun()
+        launch()
 
 
 class Keeping(SourceFileLoader):

@@ -12,6 +12,7 @@ from aiohttp import web
 
 from backends.errors import ConfigError, Fault
 from backends.group import Group, member_name
+from backends.plan import Smoke
 from launcher.channel import agreement
 from launcher.channel import messages as m
 from launcher.channel.absences import Absences
@@ -80,7 +81,7 @@ class LeaderSide:
         peer_timeout: float,
         detaches: bool,
         tally: Tally,
-        smoke: bool,
+        smoke: Smoke | None,
         emit: Callable[[Event], None],
     ) -> None:
         self.group = group

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from backends.group import member_name
+from backends.plan import Smoke
 from launcher.channel.typed import BadMessage as BadMessage
 from launcher.channel.typed import build
 
@@ -50,8 +51,7 @@ class Facts:
     """What should be the same over the group besides; compared at the join and not handed on.
 
     engine and python (its version) are known where a backend asks for them; nccl holds those of agreement.NCCL that
-    are set. From leader_excluded on they are None where a member does not know them, or is older than they
-    are; ray_port also where its group needs none.
+    are set. From leader_excluded on, None is what a member does not know; ray_port also where its group needs none.
     """
 
     engine: str | None = None
@@ -106,7 +106,7 @@ class Welcome:
     peer_timeout: float  # the leader's, which counts
     size: int = 0  # the leader's, which counts (with --mismatch warn); 0 from one that does not say
     kind: str | None = None  # the command's, for members whose template has none
-    smoke: bool = False  # a smoke run goes before the engine
+    smoke: Smoke | None = None  # the smoke run that goes before the engine
 
 
 @dataclass(frozen=True)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from backends.plan_mpi import Agent
+from backends.ssh import INSTEAD
 from launcher import facts
 from launcher.check.result import Result, failed, passed, skipped, warning
 from launcher.check.scene import Scene, last_words
-from launcher.supervisor import CannotStart, locate
+from launcher.mpi.image import find
+from launcher.supervisor import CannotStart
 
 PROGRAM = 10.0  # seconds for `--version`
 # backend -> the distribution that must be there, and how people get it.
 PACKAGES = {"vllm": "vllm", "sglang": "sglang", "tensorrt-llm": "tensorrt_llm", "torchrun": "torch"}
 MPI = ("mpirun", "mpiexec", "orterun")
-# Where Debian has sshd; not on the PATH of users other than root.
-SYSTEM = "/usr/sbin:/usr/local/sbin:/sbin"
-# launcher/mpi/image.py asks the same of the image when a group starts; the two should become one.
-NEEDED_BY_MPI = (("mpirun", ("--version",)), ("ssh", ("-V",)), ("sshd", ("-V",)))
+TELLS_VERSION = {"mpirun": "--version", "ssh": "-V", "sshd": "-V"}
+LACKING = {
+    "mpirun": "install Open MPI in the image, the same in all pods",
+    "ssh": f"install openssh-client in the leader's image; or {INSTEAD}",
+    "sshd": f"install openssh-server in the workers' image; or {INSTEAD}",
+}
 
 
 async def engine(scene: Scene) -> list[Result]:
@@ -70,27 +75,37 @@ def ray(scene: Scene) -> Iterator[Result]:
 
 
 async def mpi(scene: Scene) -> list[Result]:
-    """What a group of MPI ranks is started by: mpirun and ssh on the leader, sshd on every other pod."""
-    argv = scene.settings.argv
-    named = any(os.path.basename(token) in MPI for token in argv[:1])
-    trtllm = scene.command is not None and scene.command.engine == "tensorrt-llm" and scene.size > 1
-    if not (named or trtllm or scene.backend == "mpi"):
+    """What a group of MPI ranks is started by: mpirun; and between pods ssh on the leader, sshd on every other one,
+    unless lwsrun itself is the agent."""
+    needed = _needed_by_mpi(scene)
+    if not needed:
         return [skipped("mpi", "the command needs none of mpirun, ssh, sshd")]
-    return [await _program(scene, *needed) for needed in NEEDED_BY_MPI]
+    return [await _program(scene, name) for name in needed]
 
 
-async def _program(scene: Scene, name: str, version: tuple[str, ...]) -> Result:
-    path = scene.environ.get("PATH", os.defpath)
+def _needed_by_mpi(scene: Scene) -> tuple[str, ...]:
+    """Asked of the options, not of the plan: there is none where something of this is lacking."""
+    if any(os.path.basename(token) in MPI for token in scene.settings.argv[:1]):
+        return ("mpirun",)  # the user's own: how it reaches other pods is in its options
+    planned = scene.plan is None or scene.plan.mpi is not None
+    if not planned or not (scene.backend == "mpi" or (scene.backend == "tensorrt-llm" and scene.size > 1)):
+        return ()
+    if scene.size == 1 or scene.settings.options.mpi.agent is not Agent.SSH:
+        return ("mpirun",)
+    if not scene.given:  # an image, that of leader and workers as far as anybody knows
+        return ("mpirun", "ssh", "sshd")
+    return ("mpirun", "ssh" if scene.leads else "sshd")
+
+
+async def _program(scene: Scene, name: str) -> Result:
+    found = find(name, scene.environ)
+    if found is None:
+        return failed("mpi", f"this image has no {name}", LACKING[name])
     try:
-        found = locate(name, {"PATH": f"{path}:{SYSTEM}"})
-    except CannotStart as error:
-        package = {"mpirun": "Open MPI", "ssh": "openssh-client", "sshd": "openssh-server"}[name]
-        return failed("mpi", str(error).split(";")[0], f"install {package} in the image, of leader and workers")
-    try:
-        _, said = await scene.run((found, *version), PROGRAM)
+        _, said = await scene.run((found, TELLS_VERSION[name]), PROGRAM)
     except (CannotStart, TimeoutError) as error:
         why = f"{found} does not tell its version: {str(error) or 'no answer in time'}"
-        return failed("mpi", why, f"run `{found} {' '.join(version)}` in this image")
+        return failed("mpi", why, f"run `{found} {TELLS_VERSION[name]}` in this image")
     # An older sshd does not know -V, and tells its version beside its usage.
     lines = [line.strip() for line in said.splitlines()]
     told = next(

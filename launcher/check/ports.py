@@ -14,7 +14,7 @@ from backends.argv import Flag
 from backends.command import detect
 from backends.plan import Plan
 from launcher.check.limits import is_lwsrun
-from launcher.check.result import Result, failed, passed, skipped
+from launcher.check.result import Result, failed, passed, skipped, warning
 from launcher.check.scene import Scene
 from launcher.ports import owner
 
@@ -22,7 +22,11 @@ from launcher.ports import owner
 # first kind, so that it stands in the planned command.
 LEADERS = (vllm_flags.MASTER_PORT, vllm_flags.DP_PORT, sglang.DIST_INIT_ADDR, Flag("--rdzv-endpoint"))
 OWN = (vllm_flags.GRPC_PORT, sglang.BOOTSTRAP_PORT, *sglang.OTHER_PORTS)
-OPTIONS = {"group channel": "--port (LWSRUN_PORT)", "Ray": "--ray-port (LWSRUN_RAY_PORT)"}
+OPTIONS = {
+    "group channel": "--port (LWSRUN_PORT)",
+    "Ray": "--ray-port (LWSRUN_RAY_PORT)",
+    "sshd": "--ssh-port (LWSRUN_SSH_PORT)",
+}
 
 
 def ports(scene: Scene) -> Iterator[Result]:
@@ -51,14 +55,32 @@ def ports(scene: Scene) -> Iterator[Result]:
             yield failed("ports", f"{port} ({what}) {why}{by}", remedy)
     if free:
         yield passed("ports", f"free: {', '.join(free)}")
+    if scene.plan is not None and scene.plan.mpi is not None and scene.settings.options.mpi.ports is not None:
+        yield from _range(*scene.settings.options.mpi.ports, uses)
     if scene.plan is None:
         yield skipped("ports", "without a plan only the launcher's own is known")
+
+
+def _range(first: int, last: int, uses: dict[int, str]) -> Iterator[Result]:
+    """--mpi-ports: MPI passes over a port that is taken, and is none of the others."""
+    what = f"--mpi-ports {first}-{last}"
+    both = [f"{port} ({use})" for port, use in uses.items() if first <= port <= last]
+    if both:
+        yield failed("ports", f"in {what}, but wanted for something else too: {', '.join(both)}", f"move {what}")
+    used = [port for port in range(first, last + 1) if port not in uses and taken(port) is not None]
+    if used:
+        shown = ", ".join(map(str, used[:8])) + (f" and {len(used) - 8} more" if len(used) > 8 else "")
+        yield warning("ports", f"of {what}, in use: {shown}", "end what uses them, or give a range of your own")
+    elif not both:
+        yield passed("ports", f"free: {what}")
 
 
 def _of(plan: Plan, scene: Scene) -> list[tuple[str, int]]:
     found = []
     if any(service.name == "ray-head" for service in plan.services):
         found.append(("Ray", scene.settings.options.ray_port))
+    if any(service.name == "sshd" for service in plan.services):
+        found.append(("sshd", scene.settings.options.mpi.ssh_port))
     if plan.main is None:
         return found
     if plan.main.serves is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import pwd
 import shutil
@@ -17,7 +18,8 @@ from launcher.supervisor import CannotStart, Supervisor
 
 # Beside PATH: HPC-X and Open MPI in NVIDIA's images, whose entry point may not have run.
 MPI_HOMES = ("/opt/hpcx/ompi5/bin", "/opt/hpcx/ompi/bin", "/usr/local/mpi/bin")
-SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")
+SBIN = ("/usr/sbin", "/usr/local/sbin", "/sbin")  # where Debian has sshd
+BESIDES = {"mpirun": MPI_HOMES, "sshd": SBIN}
 ASKING = 60.0  # seconds
 LIBRARIES = ("/usr/lib/*-linux-gnu", "/usr/lib64", "/usr/lib", "/usr/local/lib", "/usr/local/lib64")
 SSHD_NEEDS = {"CAP_SETGID": 6, "CAP_SETUID": 7, "CAP_SYS_CHROOT": 18}  # of root: linux/capability.h
@@ -33,7 +35,7 @@ async def look(settings: Settings, supervisor: Supervisor) -> MpiTools:
                 "leave --exec out",
             )
         )
-    mpirun = _find("mpirun", settings.environ, MPI_HOMES)
+    mpirun = find("mpirun", settings.environ)
     version, other = await _version(mpirun, settings.environ, supervisor)
     user = _user()
     home = user.pw_dir if user else None
@@ -44,9 +46,9 @@ async def look(settings: Settings, supervisor: Supervisor) -> MpiTools:
         version=version,
         other=other,
         daemon=_daemon(mpirun),
-        ssh=_find("ssh", settings.environ),
-        sshd=_find("sshd", settings.environ, SBIN),
-        llmapi_launch=_find("trtllm-llmapi-launch", settings.environ),
+        ssh=find("ssh", settings.environ),
+        sshd=find("sshd", settings.environ),
+        llmapi_launch=find("trtllm-llmapi-launch", settings.environ),
         nss_wrapper=_nss_wrapper(),
         uid=os.geteuid(),
         user=user.pw_name if user else None,
@@ -59,8 +61,9 @@ async def look(settings: Settings, supervisor: Supervisor) -> MpiTools:
     )
 
 
-def _find(program: str, environ: Mapping[str, str], besides: tuple[str, ...] = ()) -> str | None:
-    path = os.pathsep.join((environ.get("PATH", os.defpath), *besides))
+def find(program: str, environ: Mapping[str, str]) -> str | None:
+    """Its absolute path in this image, or None."""
+    path = os.pathsep.join((environ.get("PATH", os.defpath), *BESIDES.get(program, ())))
     found = shutil.which(program, path=path)
     return os.path.abspath(found) if found else None
 
@@ -108,7 +111,11 @@ def _lacks() -> tuple[str, ...]:
         effective = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     except (OSError, StopIteration):
         return ()
-    return tuple(name for name, bit in SSHD_NEEDS.items() if not effective >> bit & 1)
+    lacks = [name for name, bit in SSHD_NEEDS.items() if not effective >> bit & 1]
+    with contextlib.suppress(OSError):
+        if Path("/proc/self/setgroups").read_text().strip() == "deny":  # user_namespaces(7)
+            lacks.append("setgroups (denied in this user namespace)")
+    return tuple(lacks)
 
 
 def _nss_wrapper() -> str | None:

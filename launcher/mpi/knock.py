@@ -64,12 +64,16 @@ def try_once(login: Login, key: paramiko.PKey, known: paramiko.HostKeys) -> None
             raise Refused(f"it lets us in, but runs no command of lwsrun's: {said}")
     except paramiko.BadHostKeyException:
         raise Refused("its host key is not the one that the worker told: another sshd listens there") from None
-    except paramiko.AuthenticationException:
+    except paramiko.AuthenticationException as error:
+        if "timeout" in str(error).lower():
+            raise TimeoutError from None  # a node that is busy refuses nobody
         raise Refused("it does not let us in with the key of this run (see the worker's log)") from None
     except paramiko.SSHException as error:
         text = str(error)
         if "not found in known_hosts" in text:
             raise Refused("it has another kind of host key than the worker told: another sshd listens there") from None
+        if "banner" in text or "timeout" in text.lower() or "timed out" in text:
+            raise TimeoutError from None
         raise Refused(f"the handshake broke off: {text}") from None
     except EOFError:
         raise Refused("it hung up (see the worker's log)") from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -16,7 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from backends.plan_mpi import AGENT_PYTHON, AGENT_SCRIPT, AGENT_SOCKET, ENVIRONMENT, Mpi
+from backends.plan_mpi import AGENT_PYTHON, AGENT_SCRIPT, AGENT_SOCKET, ENVIRONMENT, Agent, Mpi
 from launcher import exits
 from launcher.channel.events import DaemonGone
 from launcher.channel.messages import Launch, LaunchEnded
@@ -40,9 +41,9 @@ class Launches:
     def __init__(self, pod: Pod, mpi: Mpi) -> None:
         self._pod = pod
         self._indexes = {host.ip: host.index for host in mpi.workers}
+        self._numbers = itertools.count(1)  # mpirun may ask for the same pod twice
         self._waiting: dict[int, asyncio.Future[tuple[int, str]]] = {}
         self._server: asyncio.Server | None = None
-        self.asked: set[int] = set()  # the workers for which mpirun has asked
 
     async def open(self, directory: str) -> None:
         """Answer agents from now on; what mpirun runs lies beside the socket."""
@@ -58,7 +59,10 @@ class Launches:
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError):
-            code, words = await self._launch(await reader.read(LONGEST))
+            asked = b""
+            while len(asked) <= LONGEST and (more := await reader.read(LONGEST)):
+                asked += more
+            code, words = (FAILED, "the command is too long") if len(asked) > LONGEST else await self._launch(asked)
             writer.write(f"{code} {words}".encode())
             writer.close()
             await writer.wait_closed()
@@ -69,8 +73,7 @@ class Launches:
         seat = leader.seats.get(index) if leader is not None and index is not None else None
         if index is None or seat is None:
             return FAILED, "no member of this group has this address" if index is None else "it has left the group"
-        self.asked.add(index)
-        number = len(self.asked)
+        number = next(self._numbers)
         ended: asyncio.Future[tuple[int, str]] = asyncio.get_running_loop().create_future()
         self._waiting[number] = ended
         try:
@@ -94,8 +97,8 @@ async def launch(pod: Pod, asked: Launch) -> None:
 
 async def _run(pod: Pod, command: str) -> tuple[int, str]:
     mpi = pod.plan.mpi if pod.plan else None
-    if mpi is None:
-        return REFUSED, "no launch over MPI is planned here"
+    if mpi is None or mpi.agent is not Agent.CHANNEL:
+        return REFUSED, "no launch over the channel is planned here"
     try:
         argv, environ = daemon.read(command, _environment(mpi))
     except (NoDaemon, OSError, ValueError) as error:

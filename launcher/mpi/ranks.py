@@ -48,7 +48,7 @@ class Ranks:
         self._daemons: set[int] = set()  # those that are no children of ours
         self.alive: dict[int, Rank] = {}  # by pid
         self.seen = False  # any at all
-        self.orphaned = False  # a rank has outlived the one who started it, or went with it
+        self._orphans: dict[int, asyncio.Future[int]] = {}  # by pid, of each that was seen: done if its end is ours
 
     async def watch(self) -> None:
         """As long as the epoch lasts."""
@@ -67,6 +67,13 @@ class Ranks:
         for rank in self.alive.values():
             with contextlib.suppress(OSError):
                 os.kill(rank.pid, signal.SIGTERM)
+
+    def orphaned(self) -> bool:
+        """Once no daemon is left here: whether a rank has outlived the one who started it, or went with it.
+
+        The order in which we hear of the ends tells nothing on a busy node; who has collected the rank does.
+        """
+        return any(end.done() or Path(f"/proc/{pid}").exists() for pid, end in self._orphans.items())
 
     def zero(self) -> int | None:
         """The pid of rank 0, where it lives here."""
@@ -89,6 +96,7 @@ class Ranks:
                 number = None if pid in self.alive else _number(pid)
                 if number is not None:
                     self.alive[pid] = rank = Rank(number, pid, parent)
+                    self._orphans[pid] = self._pod.supervisor.adopt(pid)
                     self.seen = new = True
                     on_end(pid, lambda rank=rank: self._ended(rank))  # type: ignore[misc]
         return new
@@ -109,7 +117,6 @@ class Ranks:
         self.alive.pop(rank.pid, None)
         code = left_code(rank.pid)
         if not Path(f"/proc/{rank.parent}").exists() or exiting(rank.parent):
-            self.orphaned = True
             return  # it ends with, or because of, the one who started it
         how = "ended" if code is None else exits.describe(code)
         owner = next((name for name, child in self._pod.children.items() if child.alive), None)

@@ -108,9 +108,10 @@ class MpiRun:
         pod = self._pod
         while daemons():
             await asyncio.sleep(LOOK_EVERY)
-        await asyncio.sleep(LOOK_EVERY)  # how it ended is told by then
-        failed = [child for child in pod.children.values() if child.name in DAEMONS and child.exited.result() != 0]
-        if failed or self.ranks.orphaned:
+        ours = [child for child in pod.children.values() if child.name in DAEMONS]
+        failed = [child for child in ours if await asyncio.shield(child.exited) != 0]
+        await asyncio.sleep(LOOK_EVERY)  # how the ranks ended is told by then
+        if failed or self.ranks.orphaned():
             what = "a daemon has failed" if failed else "ranks have lost their daemon"
             log.warning("mpirun exited 0, but here %s", what)
         elif pod.member is not None:

@@ -19,10 +19,6 @@ FIXED: dict[str, Any] = {
     "await_workers": None,
     "health_url": None,
     "hang_timeout": None,
-    "exec": False,
-    "max_restarts": 0,
-    "restart_reset": 0.0,
-    "drain_delay": 0.0,
     "mpi_agent": "ssh",
     "mpi_ranks": None,
     "mpi_env": (),
@@ -31,6 +27,10 @@ FIXED: dict[str, Any] = {
     "mpi_timeout": 300.0,
     "ssh_port": 2222,
     "ssh_keys": None,
+    "exec": False,
+    "max_restarts": 0,
+    "restart_reset": 0.0,
+    "drain_delay": 0.0,
 }
 OWN = [
     click.Option(["--python"], default="python3", show_default=True, show_envvar=True,

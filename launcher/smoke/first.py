@@ -69,7 +69,7 @@ async def smoke_first(pod: Pod) -> None:
         raise GateFailed(line or f"the smoke run {exits.describe(code)}; {child.keepsake.text()}")
     await wait_gone(child.pid)
     log.info("the smoke run took %.1f s", time.monotonic() - began)
-    pod.smoke_due = False
+    pod.smoke_due = None
 
 
 async def wait_gone(session: int) -> None:

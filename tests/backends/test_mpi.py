@@ -112,10 +112,19 @@ def test_more_arguments_of_mpiruns_stand_before_the_program() -> None:
     assert argv[-6:] == ("--tag-output", "--mca", "pml", "ob1", "a", "b")
 
 
-@pytest.mark.parametrize("argument", ["-np", "--hostfile=x", "-H", "--oversubscribe"])
+def test_what_the_user_tells_mpirun_takes_the_place_of_ours() -> None:
+    """Open MPI 4 and 5 fail on many options and settings that they are given twice."""
+    given = ("--bind-to", "core", "-map-by", "node", "--mca", "btl_tcp_if_include", "10.0.0.0/8")
+    argv = main(plan("p", backend="mpi", arguments=given)).argv
+    assert argv[-8:] == (*given, "p")
+    assert not {"--bind-to", "--map-by", "btl_tcp_if_include"} & set(argv[:-8])
+    assert {"--stdin", "oob_tcp_if_include"} <= set(argv[:-8])
+
+
+@pytest.mark.parametrize("argument", ["-np", "--hostfile=x", "-H", "--oversubscribe", "plm_rsh_agent"])
 def test_hosts_and_ranks_are_not_the_users(argument: str) -> None:
     text = refusal(LINE, backend="mpi", arguments=(argument,))
-    assert text.startswith(f"--mpi-arg {argument}: hosts and ranks are the group's")
+    assert text.startswith(f"--mpi-arg {argument}: hosts, ranks and how they are reached are the group's")
 
 
 def test_a_single_colon_is_hidden_from_mpirun() -> None:

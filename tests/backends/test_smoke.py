@@ -12,6 +12,7 @@ from backends.render import plan_text
 from backends.smoke import before
 
 SCRIPT = "/opt/lwsrun/launcher/smoke/collectives.py"
+URL = "http://localhost:8000/health"
 
 
 def request(index: int, gpus: tuple[int, ...], smoke: Smoke | None = None, **options: object) -> Request:
@@ -85,10 +86,13 @@ def test_what_nccl_cannot_do_is_refused(gpus: tuple[int, ...], smoke: Smoke, say
 def test_the_engines_own_rendezvous_is_not_used_and_not_changed() -> None:
     asked = Request(
         Group("leader", 1, 0, "leader"), (Node("10.0.0.10", "pod-0", 0),), ("serve",),
-        Options(kind=Kind.SERVER, preset="nim", smoke=Smoke(first=True, port=1234)), {"MASTER_PORT": "29500"},
+        Options(kind=Kind.SERVER, preset="nim", health_url=URL, smoke=Smoke(first=True, port=1234)),
+        {"MASTER_PORT": "29500"},
     )  # fmt: skip
     smoke = make_plan(before(asked, "python3", SCRIPT))
     assert smoke.kind is Kind.JOB
+    assert smoke.main is not None
+    assert smoke.main.health is None
     assert smoke.environ(asked.environ)["MASTER_PORT"] == "1234"
     assert make_plan(asked).environ(asked.environ)["MASTER_PORT"] == "29500"
 

@@ -281,6 +281,46 @@ def test_a_plan_that_cannot_be_made_and_an_engine_that_is_not_there_fail() -> No
 # ------------------------------------------------------------------ checks that go wrong
 
 
+MPI = ("--gpus-per-node=1", "--backend=mpi", "--mpi-agent")
+
+
+@pytest.fixture
+def mpi_path(tmp_path: Path) -> Path:
+    """Where the programs are that a launch over MPI may need, as far as their version."""
+    for name in ("mpirun", "ssh", "sshd"):
+        (tmp_path / name).write_text("#!/bin/sh\necho 'mpirun (Open MPI) 5.0.11'\n")
+        (tmp_path / name).chmod(0o755)
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("agent", "index", "needed"),
+    [("ssh", "0", {"mpirun", "ssh"}), ("ssh", "1", {"mpirun", "sshd"}), ("channel", "0", {"mpirun"}),
+     ("channel", "1", {"mpirun"}), ("ssh", "", {"mpirun", "ssh", "sshd"})],
+)  # fmt: skip
+def test_of_mpis_programs_those_are_needed_that_this_pod_starts(
+    agent: str, index: str, needed: set[str], mpi_path: Path
+) -> None:
+    place = LWS | {"LWS_WORKER_INDEX": index} if index else {}
+    size = () if index else ("--size=2",)
+    done = check(*size, *MPI, agent, "--", "true", PATH=f"{mpi_path}:{os.environ['PATH']}", **place)
+    found = done.of("mpi", "passed").splitlines()
+    assert {line.partition(":")[0] for line in found} == {str(mpi_path / name) for name in needed}
+
+
+def test_mpis_ports_are_looked_at(mpi_path: Path) -> None:
+    worker = LWS | {"LWS_WORKER_INDEX": "1", "PATH": f"{mpi_path}:{os.environ['PATH']}"}
+    with socket.create_server(("127.0.0.1", 0)) as first, socket.create_server(("127.0.0.1", 0)) as second:
+        ssh_port, of_range = first.getsockname()[1], second.getsockname()[1]
+        ports = f"--mpi-ports={of_range - 5}-{of_range + 5}"
+        done = check(f"--ssh-port={ssh_port}", ports, *MPI, "ssh", "--", "true", **worker)
+        assert f"{ssh_port} (sshd) is in use" in done.of("ports", "failed")
+        assert str(of_range) in done.of("ports", "warning").partition("in use: ")[2]
+    port = free_port()
+    done = check(f"--port={port}", f"--mpi-ports={port - 5}-{port + 5}", *MPI, "channel", "--", "true", **worker)
+    assert f"wanted for something else too: {port} (group channel)" in done.of("ports", "failed")
+
+
 def test_a_program_that_hangs_is_ended_and_told(tmp_path: Path) -> None:
     hangs = tmp_path / "mpirun"
     hangs.write_text("#!/bin/sh\nsleep 7341 & wait\n")

@@ -301,6 +301,18 @@ def test_a_worker_without_a_command_has_the_leaders_rank_where_that_is_written_o
     assert ("--node-rank is 0, but this pod is index 1 of the group" in worker.last_line) is (rank == "0")
 
 
+def test_a_worker_without_a_command_has_the_leaders_smoke_run_whole(pods: Pods, tmp_path: Path) -> None:
+    python = tmp_path / "python3"
+    python.write_text('#!/bin/sh\ncase "$1" in *collectives.py) shift; echo "$@" at $MASTER_PORT;; esac\n')
+    python.chmod(0o755)
+    path = f"{tmp_path}:{os.environ['PATH']}"
+    smoke = ("--smoke", "--procs-per-node=2", "--smoke-port=31111", "--smoke-timeout=7s", "--smoke-slow=3")
+    pods.start(0, *smoke, *SERVER, PATH=path)
+    worker = pods.start(1, PATH=path)
+    worker.says("--index=1 --procs=2,2 --backend=gloo --timeout=7 --slow=3 at 31111")
+    worker.says("running: sleep")
+
+
 def test_a_worker_without_a_command_gets_the_leaders_kind_with_it(pods: Pods) -> None:
     leader = pods.start(0, "--kind=server", "--", "sh", "-c", "[ {index} = 1 ] || sleep 600")
     worker = pods.start(1)
@@ -395,7 +407,7 @@ def test_a_node_too_long_to_be_told_to_all_is_refused(pods: Pods) -> None:
         await member.close()
         return member.why_waiting
 
-    assert re.search("its address, host name and versions take 10.. bytes of 384", asyncio.run(ask()))
+    assert re.search("its address, host name and versions take 1... bytes of 384", asyncio.run(ask()))
     pods.start(1, *SERVER).says("running: sleep")
 
 
