@@ -36,6 +36,7 @@ OURS = (
     "-oversubscribe", "--oversubscribe", "--n", "-N", "--npernode", "-npernode",
 )  # fmt: skip
 MCA = ("mca", "gmca", "prtemca", "gprtemca", "pmixmca")
+CONCURRENT = 128  # connections that mpirun has at most, unless it is told otherwise
 AGENTS = ("plm_rsh_agent", "plm_ssh_agent", "plm_rsh_no_tree_spawn", "plm_ssh_no_tree_spawn")
 
 
@@ -255,6 +256,8 @@ def settings(request: Request, mpi: Mpi, tools: MpiTools) -> tuple[tuple[str, st
     options, found = request.options.mpi, [("plm_rsh_agent", remote_agent(mpi, tools))]
     # Only the leader opens connections: no worker needs a key to another one.
     found.append(("plm_rsh_no_tree_spawn", "1"))
+    if len(mpi.hosts) > CONCURRENT:  # a connection lives as long as the job, so that the rest would never get theirs
+        found.append(("plm_rsh_num_concurrent", str(len(mpi.hosts))))
     # A lost node is noticed after some 25 s; by default it takes 492.
     found += [(f"oob_tcp_keepalive_{name}", str(value)) for name, value in KEEPALIVE]
     if request.node.interface is not None:

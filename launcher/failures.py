@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from backends.errors import ConfigError
 from launcher.channel.events import (
+    DaemonGone,
     Event,
     GatherTimeout,
     HangJudged,
@@ -13,6 +14,7 @@ from launcher.channel.events import (
     MemberFailed,
     MemberLost,
     Mismatched,
+    MpirunEnded,
     ProcessEnded,
     RankMissed,
     StoryEnded,
@@ -54,7 +56,9 @@ def cause_of(event: Event, mine: bool) -> str:
             return "rank"
         case ProcessEnded(name):
             return "engine" if name == MAIN else "helper"
-        case HelperLost():
+        case MpirunEnded():
+            return "engine"
+        case HelperLost() | DaemonGone():
             return "helper"
         case StoryEnded(ConfigError()):
             return "configuration"

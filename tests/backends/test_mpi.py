@@ -51,6 +51,11 @@ def test_without_an_interface_none_is_named() -> None:
     assert "oob_tcp_if_include" not in mca(plan(LINE, backend="mpi", interface=None))
 
 
+def test_in_a_large_group_mpirun_may_have_a_connection_to_every_pod() -> None:
+    assert "plm_rsh_num_concurrent" not in mca(plan("prog", gpus=(1,) * 128, backend="mpi"))
+    assert mca(plan("prog", gpus=(1,) * 129, backend="mpi"))["plm_rsh_num_concurrent"] == "129"
+
+
 def test_ports_are_shared_by_daemons_and_ranks_without_an_overlap() -> None:
     told = mca(plan(LINE, backend="mpi", ports=(50000, 50049)))
     assert told["oob_tcp_dynamic_ipv4_ports"] == "50000-50024"

@@ -24,6 +24,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from backends.errors import ConfigError, Fault
 from launcher import metrics
 from launcher.channel.events import (
+    DaemonGone,
     Event,
     GatherTimeout,
     HangJudged,
@@ -34,6 +35,7 @@ from launcher.channel.events import (
     MemberFailed,
     MemberLost,
     Mismatched,
+    MpirunEnded,
     ProcessEnded,
     RankMissed,
     StoryEnded,
@@ -245,7 +247,9 @@ WHAT_ENDED = [
     (StoryEnded(Mismatched("")), True, "mismatch"),
     (StoryEnded(ZeroDivisionError()), True, "launcher"),
     (HangJudged(Cause(1, "")), False, "hang"),
-    (MemberDone(1), True, "other"),
+    (MpirunEnded(1, Cause(1, "")), True, "engine"),
+    (DaemonGone("orted", 1, ""), True, "helper"),
+    (MemberDone(1), True, "other"),  # what no failure is: a new kind of one has no word yet
 ]
 
 
