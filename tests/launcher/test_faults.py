@@ -67,6 +67,8 @@ def test_a_pod_that_is_frozen_for_less_than_the_peer_timeout_lives_on(simulate: 
 
 TALK = """
 import socket, sys, time
+
+pytestmark = pytest.mark.slow
 leader, me = sys.argv[1:]
 if me == "0":
     server = socket.create_server((leader, 7777))

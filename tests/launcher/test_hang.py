@@ -21,6 +21,8 @@ from test_probes import Engine, engine
 from launcher.hang import Standing, culprit
 from launcher.stacks import _handles
 
+pytestmark = pytest.mark.slow
+
 __all__ = ["engine"]  # a fixture
 HANG = "--hang-timeout=1.5s"
 GENERIC = "--backend=generic"

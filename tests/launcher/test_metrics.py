@@ -106,6 +106,8 @@ def test_the_numbers_move_when_the_thing_happens(pods: Pods) -> None:
         becomes(pod, "lwsrun_phase{phase=serving}", 1)
     becomes(leader, "lwsrun_members{state=serving}", 3)
 
+    for pod in (leader, worker):  # its processes are looked at once a second at most
+        becomes(pod, "lwsrun_engine_processes", 2)
     serving_pods(leader, worker)
     both_formats_are_read(leader)
     assert TOKEN not in scrape(leader)[0]

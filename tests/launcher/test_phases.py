@@ -23,7 +23,7 @@ from launcher.simulate.live import COLOURS
 
 ROOT = Path(__file__).parents[2]
 
-# By its name a server. It opens its port once a file is there.
+# By its name a server. It opens its port once a file is there, and is well from then on.
 ENGINE = """#!/usr/bin/env python3
 import os, socket, sys, time
 port, go = int(sys.argv[sys.argv.index("--port") + 1]), sys.argv[0] + ".go"
@@ -34,7 +34,10 @@ if open(go).read():
     sys.exit(int(open(go).read()))
 listener = socket.create_server(("127.0.0.1", port))
 while True:
-    listener.accept()
+    client, _ = listener.accept()
+    client.recv(4096)
+    client.sendall(b"HTTP/1.1 200 OK\\r\\nContent-Length: 0\\r\\n\\r\\n")
+    client.close()
 """
 
 

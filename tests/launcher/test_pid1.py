@@ -235,7 +235,7 @@ def test_in_a_shell_ctrl_z_suspends_it_fg_resumes_it_and_ctrl_c_drains_it() -> N
 def storm(pid_1: bool, sabotage: str = "") -> None:
     with puppet(pid_1, sabotage=sabotage) as pod:
         order(pod, "flash 10000")
-        assert pod.line() == "done flash 10000"
+        assert pod.line(60) == "done flash 10000"
         wait_until(lambda: len(pod.children()) == 1, limit=5)
         before = sum(psutil.Process(pod.pid).cpu_times()[:2])
         order(pod, "run")

@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 from conftest import Simulate, Simulation
 
+pytestmark = pytest.mark.slow
+
 SERVER = Path(__file__).parents[2] / "examples" / "ray_completions.py"
 COMMAND = [sys.executable, str(SERVER), "--port", "8000"]
 ON_RAY = ("--gpus-per-node=1", "--backend=ray", "--kind=server")

@@ -15,6 +15,8 @@ from hypothesis import strategies as st
 
 from launcher.restarts import LONGEST, Restarts
 
+pytestmark = pytest.mark.slow
+
 SERVER = "--kind=server"
 SERVE = ["sh", "-c", "echo up {index}; touch /dev/shm/psm_$$ /dev/shm/ring; ls /dev/shm | wc -l; exec sleep 600"]
 

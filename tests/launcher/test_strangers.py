@@ -23,6 +23,8 @@ from loopback import LEADER, TAP, Pod, pod, tap
 
 from launcher.channel.messages import VERSION
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "9f3c0e5d7b1a48269f3c0e5d7b1a4826"
 HELD = list[socket.socket]
 Attack = Callable[[int], HELD]

@@ -13,6 +13,8 @@ import pytest
 from conftest import LWSRUN, Simulate, free_port, start
 from loopback import TAP, pod, tap
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "9f3c0e5d7b1a48269f3c0e5d7b1a4826"
 OTHER = "00000000000000000000000000000000"
 IDENTITY = ("--size=2", "--index=0", "--leader-address=127.0.0.1", "--listen=127.0.0.1")
