@@ -21,5 +21,5 @@ def block() -> None:
         subprocess.run(command.split(), check=True, env=environ)
 
 
-if sys.orig_argv[1:4] == ["-m", "launcher", "start"] and os.environ["LWS_WORKER_INDEX"] == "2":
+if " -m launcher start" in " ".join(sys.orig_argv[:5]) and os.environ["LWS_WORKER_INDEX"] == "2":
     block()
