@@ -14,6 +14,8 @@ from conftest import LWSRUN, Simulate, Simulation, wait_until
 from launcher.simulate import policies
 from launcher.simulate.life import tells_of_failure
 
+pytestmark = pytest.mark.slow
+
 SERVE = ["sleep", "600"]
 SERVER = "--kind=server"
 RECREATE = "--restart-policy=RecreateGroupOnPodRestart"
@@ -68,7 +70,6 @@ def test_a_pod_that_is_frozen_for_less_than_the_peer_timeout_lives_on(simulate: 
 TALK = """
 import socket, sys, time
 
-pytestmark = pytest.mark.slow
 leader, me = sys.argv[1:]
 if me == "0":
     server = socket.create_server((leader, 7777))
