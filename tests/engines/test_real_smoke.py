@@ -116,9 +116,10 @@ print("left:", sum(any(word.endswith(b"collectives.py") for word in words) for w
 def test_before_an_engine_it_runs_once_and_leaves_nothing(simulate: Simulate, torch_bin: Path, tmp_path: Path) -> None:
     script = tmp_path / "engine.py"
     script.write_text(LEFT)
+    # An engine that failed before the other pod's smoke run is over would have it repeated.
     done = simulate(
-        "--size=2", "--smoke", "--max-restarts=1", command=["sh", "-c", f"python3 {script}; exit 3"], limit=200,
-        PATH=path_with(torch_bin),
+        "--size=2", "--smoke", "--max-restarts=1", command=["sh", "-c", f"python3 {script}; sleep 5; exit 3"],
+        limit=200, PATH=path_with(torch_bin),
     )  # fmt: skip
     assert "restart 1 of 1 in place" in done.log(0), done.output[-4000:]
     left = [line for index in range(2) for line in done.said(index) if line.startswith("left:")]
