@@ -288,7 +288,10 @@ def plan(
     from launcher.preview import preview
 
     chosen = make_options(smoke=make_smoke(values, first=smoke), **{name: values[name] for name in OF_BACKENDS})
-    shown = preview(tuple(command), size, gpus_per_node, image_ray, image_engine, image_openmpi, chosen, index)
+    shown = preview(
+        tuple(command), size, gpus_per_node, chosen,
+        ray=image_ray, engine=image_engine, openmpi=image_openmpi, index=index,
+    )  # fmt: skip
     if output == "json":
         click.echo(json.dumps([data for data, _ in shown], indent=2))
     else:

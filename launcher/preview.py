@@ -23,15 +23,17 @@ def preview(
     argv: tuple[str, ...],
     size: int,
     gpus: int,
+    options: Options,
+    *,
     ray: str | None,
     engine: str,
     openmpi: str,
-    options: Options,
-    index: int | None,
+    index: int | None = None,
     environ: Mapping[str, str] | None = None,
 ) -> list[tuple[dict[str, Any], str]]:
-    """(data, text) for each pod, or for one; environ: what its template sets.
+    """(data, text) for each pod, or for one.
 
+    ray, engine, openmpi: versions in the image; environ: what the pod's template sets.
     Raises ConfigError, also for an index outside the group.
     """
     if index is not None and index >= size:

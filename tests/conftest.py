@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -56,6 +57,15 @@ class Simulation:
         return [line for line in self.log(index).splitlines() if not line.startswith("[lwsrun ")]
 
 
+# A command that serves for ever, and tells first that it started.
+SERVE = ["sh", "-c", "echo >> $STARTS; exec sleep 600"]
+
+
+def then_wait_for_starts(times: int) -> str:
+    """The --then that ends the group once SERVE has been started so often, over all pods."""
+    return f"--then=until [ $(wc -l < $STARTS) -ge {times} ]; do sleep 0.2; done"
+
+
 Simulate = Callable[..., Simulation]
 
 
@@ -90,7 +100,7 @@ def own_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def simulate(tmp_path: Path) -> Simulate:
+def simulate(tmp_path: Path) -> Iterator[Simulate]:
     """Run `lwsrun simulate OPTIONS -- COMMAND`; fails loudly where this machine gives no namespaces.
 
     sabotage names a mechanism of the launcher to switch off in every pod (tests/sabotage). A simulation that does not
@@ -100,9 +110,10 @@ def simulate(tmp_path: Path) -> Simulate:
     def run(*options: str, command: list[str], limit: float = 60, sabotage: str = "", **environ: str) -> Simulation:
         directory = tmp_path / "logs"
         argv = [*LWSRUN, "simulate", "--isolation=namespaces", f"--keep-logs={directory}", *options, "--", *command]
-        env = {**os.environ, "PYTHONUNBUFFERED": "1", **environ}
+        env = {**os.environ, "PYTHONUNBUFFERED": "1", "STARTS": str(starts), **environ}
         if sabotage:
             env.update(PYTHONPATH=str(SABOTAGE), LWSRUN_TEST_SABOTAGE=sabotage)
+        starts.write_text("")
         with (tmp_path / "output").open("wb") as output:
             process = subprocess.Popen(argv, stdout=output, stderr=subprocess.STDOUT, env=env)
             try:
@@ -113,7 +124,9 @@ def simulate(tmp_path: Path) -> Simulate:
                 process.wait(10)
         return Simulation(process.returncode, (tmp_path / "output").read_text(errors="replace"), directory)
 
-    return run
+    with tempfile.TemporaryDirectory(dir="/var/tmp") as place:  # /tmp is each pod's own
+        starts = Path(place) / "starts"
+        yield run
 
 
 class Launched:

@@ -106,7 +106,7 @@ STARTS = (["python3", "-m", "sglang.launch_server", "--model-path", "m"], ["sgla
 
 def planned(argv: list[str], size: int, gpus: int) -> list[list[str]]:
     """The final command of every pod of the group."""
-    pods = preview(tuple(argv), size, gpus, None, "0.5.23", Options(), None)
+    pods = preview(tuple(argv), size, gpus, Options(), ray=None, engine="0.5.23", openmpi="5.0.10")
     return [data["main"]["argv"] for data, _ in pods]
 
 

@@ -140,7 +140,8 @@ def test_what_every_pod_runs_is_accepted_by_vllm_and_means_what_was_meant(vllm: 
     for case in CASES:
         line = ("vllm", "serve", str(tmp_path / case.model), *case.flags.split(), "--skip-tokenizer-init")
         ray = "2.60.0" if case.mode == "ray" else None
-        for data, _ in preview(line, case.size, case.gpus, ray, "0.32.0", Options(), None):
+        pods = preview(line, case.size, case.gpus, Options(), ray=ray, engine="0.32.0", openmpi="5.0.10")
+        for data, _ in pods:
             if data["main"] is None:
                 assert case.mode == "ray"
                 continue

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from conftest import Simulate, Simulation
+from conftest import SERVE, Simulate, Simulation, then_wait_for_starts
 
 SERVER = "--kind=server"
-SERVE = ["sh", "-c", "exec sleep 600"]
 SOON = "--peer-timeout=3s"
 SILENT = "lost: nothing was heard from it for 3 s"
 
@@ -112,8 +111,8 @@ def test_under_the_policy_none_a_lost_pod_costs_every_pod_one_restart_and_the_gr
     simulate: Simulate,
 ) -> None:
     done = simulate(
-        "--size=3", SERVER, "--restart-policy=None", "--max-recreations=1", "--fault=kill:1@serving",
-        "--fault=kill:1@10s", command=SERVE, limit=60,
+        "--size=3", SERVER, "--restart-policy=None", "--fault=kill:1@serving",
+        then_wait_for_starts(6), command=SERVE, limit=60,
     )  # fmt: skip
     for index in range(3):
         first, second = generations(done, index)
@@ -123,8 +122,8 @@ def test_under_the_policy_none_a_lost_pod_costs_every_pod_one_restart_and_the_gr
 
 def test_with_restarts_in_place_only_the_lost_pod_is_started_again(simulate: Simulate) -> None:
     done = simulate(
-        "--size=3", SERVER, "--restart-policy=None", "--max-recreations=1", "--max-restarts=5",
-        "--fault=kill:1@serving", "--fault=kill:1@12s", command=SERVE, limit=60,
+        "--size=3", SERVER, "--restart-policy=None", "--max-restarts=5", "--fault=kill:1@serving",
+        then_wait_for_starts(6), command=SERVE, limit=60,
     )  # fmt: skip
     (leader,) = generations(done, 0)
     assert leader.count("group formed: 3 of 3") == 2
@@ -135,8 +134,8 @@ def test_with_restarts_in_place_only_the_lost_pod_is_started_again(simulate: Sim
 
 def test_under_the_default_policy_one_engines_death_recreates_the_whole_group(simulate: Simulate) -> None:
     done = simulate(
-        "--size=2", SERVER, "--restart-policy=RecreateGroupOnPodRestart", "--max-recreations=1",
-        "--fault=kill-engine:1@serving", "--fault=kill:1@10s", command=SERVE, limit=60,
+        "--size=2", SERVER, "--restart-policy=RecreateGroupOnPodRestart", "--fault=kill-engine:1@serving",
+        then_wait_for_starts(4), command=SERVE, limit=60,
     )  # fmt: skip
     for index in range(2):
         assert [life.count("group formed: 2 of 2") for life in generations(done, index)] == [1, 1]
@@ -144,8 +143,8 @@ def test_under_the_default_policy_one_engines_death_recreates_the_whole_group(si
 
 def test_with_restarts_in_place_the_controller_sees_nothing_of_an_engines_death(simulate: Simulate) -> None:
     done = simulate(
-        "--size=2", SERVER, "--restart-policy=RecreateGroupOnPodRestart", "--max-recreations=1", "--max-restarts=3",
-        "--fault=kill-engine:1@serving", "--then=sleep 8", command=SERVE, limit=60,
+        "--size=2", SERVER, "--restart-policy=RecreateGroupOnPodRestart", "--max-restarts=3",
+        "--fault=kill-engine:1@serving", then_wait_for_starts(4), command=SERVE, limit=60,
     )  # fmt: skip
     assert [life.count("group formed: 2 of 2") for life in generations(done, 0)] == [2]
     assert done.code == 0

@@ -9,14 +9,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import LWSRUN, Simulate, Simulation, wait_until
+from conftest import LWSRUN, SERVE, Simulate, Simulation, then_wait_for_starts, wait_until
 
 from launcher.simulate import policies
 from launcher.simulate.life import tells_of_failure
 
 pytestmark = pytest.mark.slow
 
-SERVE = ["sleep", "600"]
 SERVER = "--kind=server"
 RECREATE = "--restart-policy=RecreateGroupOnPodRestart"
 
@@ -113,8 +112,9 @@ def test_a_partition_that_lasts_is_noticed_on_both_sides_by_silence_alone(simula
 def test_a_partition_goes_on_when_the_container_behind_it_is_restarted(simulate: Simulate) -> None:
     faults = ("--fault=partition:1@serving+0s+12s", "--fault=kill:1@serving+1s")
     done = simulate(
-        "--size=2", SERVER, "--peer-timeout=2s", "--restart-policy=None", *faults, "--then=sleep 18", command=SERVE
-    )
+        "--size=2", SERVER, "--peer-timeout=2s", "--restart-policy=None", *faults,
+        then_wait_for_starts(4), command=SERVE,
+    )  # fmt: skip
     assert what_happened(done) == [
         "fault partition: the link of the pod of worker 1 drops everything",
         "fault kill: SIGKILL in the pod of worker 1",
@@ -129,7 +129,8 @@ def test_a_partition_goes_on_when_the_container_behind_it_is_restarted(simulate:
 
 def test_a_recreated_pod_has_neither_the_partition_nor_the_freeze_of_its_predecessor(simulate: Simulate) -> None:
     faults = ("--fault=partition:1@serving", "--fault=freeze:2@serving", "--fault=kill:2@serving+4s")
-    done = simulate("--size=3", SERVER, "--peer-timeout=2s", RECREATE, *faults, "--then=sleep 14", command=SERVE)
+    twice = then_wait_for_starts(6)
+    done = simulate("--size=3", SERVER, "--peer-timeout=2s", RECREATE, *faults, twice, command=SERVE)
     assert "fault partition is over: the pod of worker 1 is a new one" in what_happened(done)
     assert "fault freeze is over: the new pod of worker 2 runs" in what_happened(done)
     assert [code for generation, _, code in lives(done) if generation == 1] == [0, 0, 0]
@@ -137,7 +138,8 @@ def test_a_recreated_pod_has_neither_the_partition_nor_the_freeze_of_its_predece
 
 def test_a_restarted_container_is_not_frozen_as_the_one_before_it(simulate: Simulate) -> None:
     faults = ("--fault=freeze:1@serving", "--fault=kill:1@serving+1s")
-    done = simulate("--size=2", SERVER, "--restart-policy=None", *faults, "--then=sleep 6", command=SERVE)
+    twice = then_wait_for_starts(4)
+    done = simulate("--size=2", SERVER, "--restart-policy=None", *faults, twice, command=SERVE)
     assert what_happened(done)[-1] == "fault freeze is over: the new container of worker 1 runs"
     assert lives(done)[-1] == (1, 1, 0)
 
@@ -260,8 +262,9 @@ def test_the_result_tells_of_each_restart_in_place_when_its_failure_was_noticed(
 
 def test_a_pod_that_is_asked_to_stop_after_a_restart_in_place_ended_well(simulate: Simulate) -> None:
     done = simulate(
-        "--size=2", SERVER, "--max-restarts=1", "--fault=kill-engine:1@serving", "--then=sleep 5", command=SERVE
-    )
+        "--size=2", SERVER, "--max-restarts=1", "--fault=kill-engine:1@serving",
+        then_wait_for_starts(4), command=SERVE,
+    )  # fmt: skip
     assert [(pod["noticed"], len(pod["restarts"])) for pod in done.pods()] == [(None, 1), (None, 1)]
 
 

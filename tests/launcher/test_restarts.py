@@ -9,7 +9,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from conftest import Simulate, Simulation, launched
+from conftest import Simulate, Simulation, launched, then_wait_for_starts
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -18,7 +18,11 @@ from launcher.restarts import LONGEST, Restarts
 pytestmark = pytest.mark.slow
 
 SERVER = "--kind=server"
-SERVE = ["sh", "-c", "echo up {index}; touch /dev/shm/psm_$$ /dev/shm/ring; ls /dev/shm | wc -l; exec sleep 600"]
+SERVE = [
+    "sh",
+    "-c",
+    "echo >> $STARTS; echo up {index}; touch /dev/shm/psm_$$ /dev/shm/ring; ls /dev/shm | wc -l; exec sleep 600",
+]
 
 
 # ------------------------------------------------------------------ what is granted
@@ -138,7 +142,7 @@ def test_a_worker_that_fails_hears_its_slow_leader_out(simulate: Simulate) -> No
     # The leader's launcher hangs for longer than a moment, but by far not for the peer timeout.
     done = simulate(
         "--size=3", SERVER, "--max-restarts=1", "--fault=freeze:0@serving+0s+4s", "--fault=kill-engine:1@serving+1s",
-        "--then=sleep 12", command=SERVE, limit=40,
+        then_wait_for_starts(6), command=SERVE, limit=40,
     )  # fmt: skip
     assert done.codes() == [0, 0, 0]
     assert len(runs(done)) == 2
