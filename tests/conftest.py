@@ -173,7 +173,7 @@ def launched(*arguments: str, pid_1: bool, sabotage: str = "", ready: bool = Tru
     env = {name: value for name, value in os.environ.items() if not name.startswith("LWS_")} | popen.pop("env", {})
     if sabotage:
         env |= {"PYTHONPATH": str(SABOTAGE), "LWSRUN_TEST_SABOTAGE": sabotage}
-    streams = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL} | popen
+    streams: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL} | popen
     with subprocess.Popen(argv, env=env, bufsize=0, **streams) as process:
         try:
             if pid_1:
@@ -185,9 +185,10 @@ def launched(*arguments: str, pid_1: bool, sabotage: str = "", ready: bool = Tru
             yield pod
         finally:
             with contextlib.suppress(psutil.Error):
-                for left in [*psutil.Process(process.pid).children(recursive=True), process]:
+                for left in psutil.Process(process.pid).children(recursive=True):
                     with contextlib.suppress(psutil.Error):
                         left.kill()
+            process.kill()
 
 
 def wait_until(true: Callable[[], object], limit: float = 20) -> None:

@@ -24,7 +24,7 @@ HERE = Path(__file__).parent
 GOLDEN = HERE.parent / "manifests" / "golden"
 FIELDS = ("nnodes", "node_rank", "headless", "data_parallel_size", "data_parallel_start_rank", "tensor_parallel_size")
 # manifest -> by pod, the fields above
-VLLM = {
+VLLM: dict[str, list[tuple[object, ...]]] = {
     "vllm-native": [(2, 0, False, 1, None, 16), (2, 1, True, 1, None, 16)],
     "vllm-ray": [(1, 0, False, 1, None, 8)],
     "vllm-dp": [(1, 0, False, 16, 0, 1), (1, 0, False, 16, 8, 1)],

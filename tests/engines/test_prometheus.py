@@ -9,6 +9,7 @@ import sys
 import urllib.parse
 import urllib.request
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +121,7 @@ def test_every_panel_of_the_dashboard_shows_a_real_group(server: Server) -> None
             for name, value in variables.items():
                 expression = expression.replace(name, value)
             print(f"{panel['title']}: {expression}")  # the last one is shown if nothing comes
-            wait_until(lambda asked=expression: server.query(asked), 30)  # a scrape may have failed on a busy machine
+            wait_until(partial(server.query, expression), 30)  # a scrape may have failed on a busy machine
     (serves,) = server.query('sum(lwsrun_ready * on (job, instance) lwsrun_group_info{index="0"})')
     assert serves["value"][1] == "1"
     assert {one["metric"]["index"] for one in server.query("lwsrun_group_info")} == {"0", "1"}

@@ -111,7 +111,8 @@ def planned(argv: list[str], size: int, gpus: int) -> list[list[str]]:
 
 
 def test_the_final_command_of_every_pod_is_read_by_sglangs_own_parser_as_it_was_meant(sglang: Path) -> None:
-    commands, meant, groups = [], [], []
+    commands: list[list[str]] = []
+    meant, groups = [], []
     for at, (layout, size, gpus, (tp, pp, attention_dp, ep)) in enumerate(LAYOUTS):
         for place, meeting, host, port, mode in PLACES if size > 1 else PLACES[:1]:
             start = STARTS[(at + len(place)) % 2]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from conftest import SERVE, Simulate, Simulation, then_wait_for_starts
 
+pytestmark = pytest.mark.slow
 SERVER = "--kind=server"
 SOON = "--peer-timeout=3s"
 SILENT = "lost: nothing was heard from it for 3 s"
