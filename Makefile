@@ -94,7 +94,7 @@ lint: $(VENV)/.ready
 test: lint
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m "not engine and not shipped and not slow" -n 3
 
-# Groups that wait for time-outs or for a real Ray: some 6 minutes more.
+# Groups that fail, that wait for time-outs or for a real Ray: some 7 minutes more.
 test-slow: $(VENV)/.ready
 	@PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python -m pytest -m slow -n 3
 
