@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import Simulate, Simulation
+from streams import stream
 
 from backends.errors import ConfigError
 from backends.plan import Options
@@ -195,16 +196,7 @@ def test_attention_dp_meets_where_the_leader_can_bind_though_the_user_gave_its_n
     assert "DP1 TP1" in done.log(1)
 
 
-STREAM = """
-{ask}
-curl -sSN http://$LEADER_IP:30000/v1/completions -H 'Content-Type: application/json' > {file} -d '
-  {{"model": "tiny", "prompt": "Hello", "max_tokens": 150, "ignore_eos": true, "stream": true,
-   "stream_options": {{"include_usage": true}}}}' & curl=$!
-for _ in $(seq 1500); do grep -q data: {file} && break; sleep 0.02; done
-kill -TERM $POD_1_PID
-wait $curl; echo "curl ended with $?"
-for _ in $(seq 300); do [ -e /proc/$POD_0_PID ] || break; sleep 0.1; done
-"""
+UNTIL_ENDED = "for _ in $(seq 300); do [ -e /proc/$POD_0_PID ] || break; sleep 0.1; done"
 
 
 def test_a_worker_pod_that_is_asked_to_stop_serves_until_the_leader_has_drained(
@@ -212,7 +204,8 @@ def test_a_worker_pod_that_is_asked_to_stop_serves_until_the_leader_has_drained(
 ) -> None:
     # A bare SGLang worker ignores the SIGTERM until it is killed, and breaks the group then.
     file = tmp_path / "stream"
-    done = run(sglang, simulate, STREAM.format(ask=ASK, file=file), "--drain-timeout=60s")
+    script = f"{ASK}\n{stream(file, 30000, 150, 'kill -TERM $POD_1_PID')}\n{UNTIL_ENDED}"
+    done = run(sglang, simulate, script, "--drain-timeout=60s")
     assert "curl ended with 0" in done.output, done.output[-3000:]
     assert '"completion_tokens":150' in file.read_text()
     assert file.read_text().rstrip().endswith("data: [DONE]")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Simulate, Simulation, start
+from streams import stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -137,15 +138,7 @@ def test_an_engine_that_fails_by_itself_is_told_by_its_own_code_and_words(vllm: 
 # leader says of it.
 TOKENS = {1: 50, 2: 200}
 IN_FLIGHT = {1: "draining in-flight requests count=1", 2: "1 requests in flight"}
-STREAM = """
-curl -sS --fail --retry 300 --retry-connrefused --retry-delay 1 http://$LEADER_IP:8000/health
-curl -sSN http://$LEADER_IP:8000/v1/completions -H 'Content-Type: application/json' > {file} -d '
-  {{"model": "tiny", "prompt": "Hello", "max_tokens": {tokens}, "ignore_eos": true, "stream": true,
-   "stream_options": {{"include_usage": true}}}}' & curl=$!
-for _ in $(seq 1500); do grep -q data: {file} && break; sleep 0.02; done
-kill -TERM $POD_0_PID $POD_1_PID
-wait $curl; echo "curl ended with $?"
-"""
+HEALTHY = "curl -sS --fail --retry 300 --retry-connrefused --retry-delay 1 http://$LEADER_IP:8000/health"
 
 
 def stream_in_flight(
@@ -153,8 +146,9 @@ def stream_in_flight(
 ) -> tuple[Simulation, bool]:
     """SIGTERM to every pod at once while one request streams; whether the client got all of it."""
     tokens = TOKENS[size]
+    script = f"{HEALTHY}\n{stream(file, 8000, tokens, 'kill -TERM $POD_0_PID $POD_1_PID')}"
     done = simulate(
-        f"--size={size}", f"--gpus-per-node={2 // size}", f"--then={STREAM.format(file=file, tokens=tokens)}",
+        f"--size={size}", f"--gpus-per-node={2 // size}", f"--then={script}",
         command=serve(vllm), limit=300, sabotage=sabotage, **ON_CPU,
     )  # fmt: skip
     got = file.read_text()
