@@ -242,12 +242,14 @@ class Drain:
         while child.alive and left() > 0:
             looking = asyncio.create_task(in_flight.look(engine))
             await self.pause(looking, in_flight.TIMEOUT)
-            requests = looking.result() if looking.done() else None
+            answered = looking.done() and looking.exception() is None
+            requests = looking.result() if answered else None
             looking.cancel()
             if requests is None:
                 misses += 1
-                if count == 0 and misses == MISSES:
-                    return  # it has not started, or does not tell
+                # One that has served and does not answer is busy with more than our question.
+                if count == 0 and misses >= MISSES and (answered or self.pod.served_since is None):
+                    return  # it does not tell, or has not started
             else:
                 misses = 0
                 # Twice: a request may be between two of the server's hands.
@@ -260,8 +262,10 @@ class Drain:
                     log.info("%d requests in flight; %.1f s left for them", now, left())
                 count = now or count
             await self.pause(child.exited, LOOK_EVERY)
-        if child.alive:
+        if child.alive and (count or not misses):
             log.warning("%d requests in flight are cut off: no time is left (--drain-timeout)", count)
+        elif child.alive:
+            log.warning("requests in flight are cut off, if there are any: the engine does not answer in time")
 
     async def stop_service(self, name: str) -> None:
         child, end = self.pod.children[name], asyncio.get_running_loop().time() + SERVICE_GRACE

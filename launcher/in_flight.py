@@ -20,6 +20,10 @@ class Requests(NamedTuple):
     server: int | None
 
 
+class NoAnswer(Exception):
+    """Nothing came in time: the engine has not started, is too busy, or is stuck."""
+
+
 async def samples(page: str, names: Collection[str]) -> list[tuple[str, str, float]] | None:
     """Name, labels and value of these metrics on a Prometheus page; None where there is no answer in time."""
     try:
@@ -50,10 +54,12 @@ async def complete(at: Progress) -> None:
 
 
 async def look(at: InFlight) -> Requests | None:
-    """Ask both pages. None where there is no answer in time: it has not started, is too busy, or does not tell."""
+    """Ask both pages. None where the engine answers, but does not tell. Raises NoAnswer."""
     try:
         async with asyncio.timeout(TIMEOUT):
             found = await samples(at.metrics, at.gauges)
+            if found is None:
+                raise NoAnswer
             if not found:
                 return None
             server = None
@@ -62,8 +68,10 @@ async def look(at: InFlight) -> Requests | None:
                 async with aiohttp.ClientSession() as session, session.get(at.load, ssl=False) as answer:
                     server = int((await answer.json())[at.load_key])
             return Requests(int(sum(value for _, _, value in found)), server)
-    except (aiohttp.ClientError, OSError, ValueError, TypeError, LookupError, ArithmeticError):
+    except (aiohttp.ContentTypeError, ValueError, TypeError, LookupError, ArithmeticError):
         return None
+    except (aiohttp.ClientError, OSError):
+        raise NoAnswer from None
 
 
 def _name(line: str) -> str:

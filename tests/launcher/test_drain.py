@@ -183,6 +183,9 @@ def test_how_much_of_the_engines_error_is_kept_can_be_chosen(size: int, tmp_path
 # ------------------------------------------------------------------ requests in flight
 
 
+NOT_TOLD = -1
+
+
 class Scripted(http.server.BaseHTTPRequestHandler):
     """An engine's metrics page: for each look the seconds that it takes, and the requests that it then shows."""
 
@@ -191,25 +194,30 @@ class Scripted(http.server.BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         wait, requests = self.script.pop(0) if self.script else (0.0, 0)
         time.sleep(wait)
+        name = "vllm:other" if requests == NOT_TOLD else "vllm:requests"
         with contextlib.suppress(OSError):
             self.send_response(200)
             self.end_headers()
-            self.wfile.write(f'vllm:requests{{engine="0"}} {requests}\n'.encode())
+            self.wfile.write(f'{name}{{engine="0"}} {requests}\n'.encode())
 
     def log_message(self, *_: object) -> None:
         pass
 
 
-def let_finish(script: list[tuple[float, int]], left: float) -> tuple[float, list[tuple[float, int]]]:
+def let_finish(
+    script: list[tuple[float, int]], left: float, served: bool = False, load: str = ""
+) -> tuple[float, list[tuple[float, int]]]:
     """How long the drain waits for such an engine that has `left` seconds, and what of the script it did not ask."""
     Scripted.script = script
 
     async def wait(url: str) -> float:
-        drain = Drain(cast(Any, SimpleNamespace(settings=Settings((), {}, budget=Budget(total=60)))))
+        settings = Settings((), {}, budget=Budget(total=60))
+        drain = Drain(cast(Any, SimpleNamespace(settings=settings, served_since=0.0 if served else None)))
         loop = asyncio.get_running_loop()
         engine = cast(Child, SimpleNamespace(alive=True, exited=loop.create_future()))
         begun = loop.time()
-        await drain.let_finish(InFlight(url, ("vllm:requests",)), engine, lambda: begun + left - loop.time())
+        asked = InFlight(url, ("vllm:requests",), load=url if load else None, load_key=load)
+        await drain.let_finish(asked, engine, lambda: begun + left - loop.time())
         return loop.time() - begun
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Scripted) as server:
@@ -224,9 +232,21 @@ def test_one_slow_answer_does_not_end_the_wait_for_requests_in_flight() -> None:
     assert rest == []
 
 
-def test_an_engine_that_never_tells_its_requests_is_not_waited_for() -> None:
+def test_an_engine_that_has_not_served_and_does_not_answer_is_not_waited_for() -> None:
     took, _ = let_finish([(9, 0)] * 9, left=30)
     assert took < 15
+
+
+def test_an_engine_that_served_and_is_too_busy_to_answer_is_waited_for() -> None:
+    _, rest = let_finish([(2.2, 1)] * 4 + [(0, 1), (0, 0)], left=40, served=True)
+    assert rest == []
+
+
+def test_an_engine_that_served_but_does_not_tell_its_requests_is_not_waited_for() -> None:
+    took, _ = let_finish([(0, NOT_TOLD)] * 99, left=30, served=True)
+    assert took < 10
+    took, _ = let_finish([(0, 1)] * 99, left=30, served=True, load="server_load")  # that page is no JSON
+    assert took < 10
 
 
 def test_the_wait_for_requests_ends_with_the_time_that_is_left() -> None:
