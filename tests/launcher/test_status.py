@@ -73,10 +73,17 @@ def test_every_pod_of_a_group_shows_the_same_table(pods: Pods, monkeypatch: pyte
     without_the_leader(leader.process, Address(worker.address, pods.port))
 
 
+def hear_interrupts() -> None:
+    """Where tests run in a shell's background, SIGINT is ignored, and what they start inherits that."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def watched(port: str) -> None:
     """--watch looks again and again; Ctrl-C ends it, with the code of the last look."""
     argv = [*LWSRUN, "status", port, "--watch", "--format=json"]
-    with subprocess.Popen(argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as watching:
+    with subprocess.Popen(
+        argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=hear_interrupts
+    ) as watching:
         assert watching.stdout is not None
         first, second = (json.loads(watching.stdout.readline()) for _ in range(2))
         assert second["since_seconds"] - first["since_seconds"] > 1
