@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+ALL_ASKED = "kill -TERM $POD_0_PID $POD_1_PID"  # of two pods, at once
+
 
 def stream(file: Path, port: int, tokens: int, at_first: str, host: str = "$LEADER_IP") -> str:
     """Asks for so many tokens, runs at_first as soon as there is one, and writes what came to the file.

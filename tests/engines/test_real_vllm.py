@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Simulate, Simulation, start
-from streams import stream
+from streams import ALL_ASKED, stream
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
 
@@ -146,7 +146,7 @@ def stream_in_flight(
 ) -> tuple[Simulation, bool]:
     """SIGTERM to every pod at once while one request streams; whether the client got all of it."""
     tokens = TOKENS[size]
-    script = f"{HEALTHY}\n{stream(file, 8000, tokens, 'kill -TERM $POD_0_PID $POD_1_PID')}"
+    script = f"{HEALTHY}\n{stream(file, 8000, tokens, ALL_ASKED)}"
     done = simulate(
         f"--size={size}", f"--gpus-per-node={2 // size}", f"--then={script}",
         command=serve(vllm), limit=300, sabotage=sabotage, **ON_CPU,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from conftest import Simulate
-from streams import stream
+from streams import ALL_ASKED, stream
 from test_real_vllm import ASK, ON_CPU, serve, vllm
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(600)]
@@ -23,10 +23,8 @@ ANSWERED = (
     """ -H 'Content-Type: application/json' -d '{"model": "tiny", "prompt": "Hello", "max_tokens": 2}'; done;"""
     " curl -sS http://$LEADER_IP:8000/metrics | grep '^vllm:generation_tokens_total'"
 )
-# So many that the stream is still running when the drain first looks. On 2 cores TP 2 makes some 10 a second, a replica
-# 60.
+# The stream still runs when the drain first looks: on 2 cores TP 2 makes some 10 tokens a second, a replica 60.
 TOKENS = {"native": 120, "data parallel": 240}
-ALL_ASKED = "kill -TERM $POD_0_PID $POD_1_PID"
 UNTIL_ENDED = "sleep 90  # the end of this script would hurry the pods"
 
 
